@@ -1,0 +1,100 @@
+/* client.h - the C client library: what applications link to talk to a roost cluster.
+ *
+ *     struct client *client;
+ *     const char *routers[] = { "tcp://127.0.0.1:7400" };
+ *     client_create(&(struct client_config){ .routers = routers, .router_count = 1, .tenant = "acme" }, &client);
+ *     struct client_call *call;
+ *     client_generate(client, &request, &callbacks, user, &call);
+ *     client_wait(call, NULL);           // callbacks have run
+ *     client_call_release(&call);
+ *     client_destroy(&client);
+ *
+ * Owns one background thread with a loop and all ZeroMQ sockets. Every function may be called from any thread except
+ * that callbacks run on the background thread and must not call client_wait or client_destroy. Always true: each accepted call
+ * ends in exactly one on_end; tokens arrive gapless and in order; limits are checked before anything is sent.
+ * A call whose router is lost before any token was released is sent again through another router within its deadline.
+ * Endpoints are tcp or ipc. The library sets no signal handler, blocks signals on its thread and logs at level debug only. */
+#ifndef ROOST_PROTO_CLIENT_H
+#define ROOST_PROTO_CLIENT_H
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include "common/status.h"
+#include "proto/wire.h"
+
+struct client;
+struct client_call;
+
+struct client_config {
+    const char *const *routers;       /* control endpoints, tried in order; borrowed during create */
+    unsigned router_count;
+    const char *tenant;               /* name rules of wire.h; NULL: "default" */
+    const char *name;                 /* for the routers' logs; NULL: "client" */
+};
+
+struct client_message {
+    enum wire_message_role role;
+    const char *name;                 /* may be NULL */
+    const char *text;                 /* UTF-8 without NUL */
+    size_t text_size;
+};
+
+struct client_request {               /* everything is borrowed during client_generate */
+    const char *conversation;         /* NULL: none */
+    const char *model;                /* NULL: whatever is served */
+    const struct client_message *messages;
+    unsigned message_count;
+    const uint32_t *prompt_ids;       /* instead of messages */
+    unsigned prompt_id_count;
+    const char *reply_name;           /* NULL: the template's assistant */
+    struct wire_sampling sampling;    /* zeroed: greedy to the end of turn */
+    uint32_t deadline_ms;             /* 0: 120 s */
+    int32_t priority;
+    uint64_t seed;
+    bool seed_given;
+    const uint8_t *request_id;        /* 16 bytes; NULL: random */
+};
+
+struct client_tokens {                /* a batch of one call */
+    unsigned choice;
+    uint32_t first;                   /* sequence number of ids[0] */
+    const uint32_t *ids;
+    unsigned count;
+    const char *text;                 /* not NUL-terminated; whole characters */
+    size_t text_size;
+};
+
+struct client_end {
+    enum wire_error_code error;       /* WIRE_ERROR_UNKNOWN (0): it went well */
+    const char *detail;               /* of the error; "" otherwise */
+    uint32_t retry_after_ms;
+    enum wire_finish finish;          /* of choice 0 */
+    uint32_t prompt_tokens, cached_tokens, reply_tokens;
+    uint32_t queue_us, prefill_us, decode_us, route_us;
+    const char *worker;               /* name of the worker that answered */
+    const char *route;                /* the router's reason code */
+    bool inexact;
+};
+
+struct client_callbacks {             /* arguments are borrowed for the call; NULL members are skipped */
+    void (*on_tokens)(void *user, struct client_call *call, const struct client_tokens *tokens);
+    void (*on_end)(void *user, struct client_call *call, const struct client_end *end);
+};
+
+enum status client_create(const struct client_config *config, struct client **out);
+void client_destroy(struct client **client);        /* cancels what is open; each open call gets its on_end (cancelled) */
+
+/* Fails at once (nothing sent, no callback) on bad input: STATUS_INVALID, STATUS_LIMIT with a detail. On success the caller
+ * holds a reference to *out until client_call_release. */
+enum status client_generate(struct client *client, const struct client_request *request, const struct client_callbacks *callbacks,
+                            void *user, struct client_call **out);
+void client_cancel(struct client_call *call);       /* asks; on_end still comes */
+/* Blocks until on_end has returned. *error (may be NULL) gets its code. */
+enum status client_wait(struct client_call *call, enum wire_error_code *error);
+void client_call_release(struct client_call **call);
+const uint8_t *client_call_request_id(const struct client_call *call);
+
+/* Frames and token rows that were thrown away: malformed, of an older attempt, repeated, forged. */
+uint64_t client_dropped(const struct client *client);
+
+#endif
