@@ -1,0 +1,104 @@
+/* pinned_math.c - the scalar functions, and the double ones behind rotary angles. */
+#include "kernels/pinned_math.h"
+#include "kernels/ref/inline.h"
+#include "kernels/ref/rope_inline.h"
+#include "kernels/rope.h"
+
+float pinned_exp2(float x)
+{
+    return inline_exp2(x);
+}
+
+float pinned_tanh(float x)
+{
+    return inline_tanh(x);
+}
+
+float pinned_sigmoid(float x)
+{
+    return inline_logistic(1.0f, x);
+}
+
+/* Cephes logf. */
+float pinned_log(float x)
+{
+    int exponent = 0;
+    if (x < 0x1p-126f) {
+        if (!(x > 0.0f))
+            return x == 0.0f ? -__builtin_inff() : __builtin_nanf("");
+        x *= 0x1p+24f;
+        exponent = -24;
+    }
+    uint32_t bits = float_bits(x);
+    if (bits >= 0x7f800000u)
+        return x;                                        /* infinity, NaN */
+    uint32_t offset = bits - 0x3f3504f3u;                /* sqrt(1/2): the mantissa comes out in [sqrt(1/2), sqrt(2)) */
+    int power = (int)(offset >> 23) - (offset >> 31 ? 512 : 0);
+    float m = float_from_bits(bits - ((uint32_t)power << 23));
+    float e = (float)(exponent + power);
+    float f = m - 1.0f;
+    float z = f * f;
+    float p = 7.0376836292e-2f;
+    p = float_fma(p, f, -1.1514610310e-1f);
+    p = float_fma(p, f, 1.1676998740e-1f);
+    p = float_fma(p, f, -1.2420140846e-1f);
+    p = float_fma(p, f, 1.4249322787e-1f);
+    p = float_fma(p, f, -1.6668057665e-1f);
+    p = float_fma(p, f, 2.0000714765e-1f);
+    p = float_fma(p, f, -2.4999993993e-1f);
+    p = float_fma(p, f, 3.3333331174e-1f);
+    float y = (f * z) * p;
+    y = float_fma(e, -2.12194440e-4f, y);
+    y = float_fma(z, -0.5f, y);
+    return float_fma(e, 0.693359375f, f + y);
+}
+
+#define LN_2 0x1.62e42fefa39efp-1
+#define LOG2_E 0x1.71547652b82fep+0
+
+/* log2 of x >= 1: x = 2^n m with m in [1, 2); ln m = 2 artanh(t), t = (m - 1) / (m + 1) < 1/3, as a series. */
+static double double_log2(double x)
+{
+    uint64_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    double n = (double)((int)(bits >> 52 & 0x7ffu) - 1023);
+    bits = (bits & 0x000fffffffffffffu) | 0x3ff0000000000000u;
+    double m;
+    memcpy(&m, &bits, sizeof m);
+    double t = (m - 1.0) / (m + 1.0), z = t * t, sum = 0.0;
+    for (int k = 20; k >= 0; k--)
+        sum = sum * z + 1.0 / (double)(2 * k + 1);
+    return n + (2.0 * t * sum) * LOG2_E;
+}
+
+/* 2^x for x in [-1000, 0]. */
+static double double_exp2(double x)
+{
+    double shifted = x + ROPE_ROUND_MAGIC;
+    uint64_t bits;
+    memcpy(&bits, &shifted, sizeof bits);
+    double g = (x - (shifted - ROPE_ROUND_MAGIC)) * LN_2, sum = 1.0;
+    for (int k = 16; k >= 1; k--)
+        sum = 1.0 + (sum * g) / (double)k;
+    uint64_t scale_bits = (bits + 1023u) << 52;    /* the low bits of shifted are the rounded x, in two's complement */
+    double scale;
+    memcpy(&scale, &scale_bits, sizeof scale);
+    return sum * scale;
+}
+
+static double frequency_of(double log2_base, unsigned pair, unsigned dim)
+{
+    return double_exp2(-(2.0 * (double)pair / (double)dim) * log2_base);
+}
+
+void rope_frequencies(double base, unsigned dim, double *frequency)
+{
+    double log2_base = double_log2(base);
+    for (unsigned pair = 0; pair < dim / 2; pair++)
+        frequency[pair] = frequency_of(log2_base, pair, dim);
+}
+
+void pinned_rope_angle(double base, unsigned pair, unsigned dim, unsigned position, float *cosine, float *sine)
+{
+    rope_cos_sin((double)position * frequency_of(double_log2(base), pair, dim), cosine, sine);
+}

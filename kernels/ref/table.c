@@ -1,0 +1,19 @@
+/* table.c - one level's table. */
+#include "kernels/ref/levels.h"
+
+#define KERNEL_TEXT_(isa) #isa
+#define KERNEL_TEXT(isa) KERNEL_TEXT_(isa)
+
+const struct kernels KERNEL(kernels) = {
+    .isa = KERNEL_TEXT(KERNELS_ISA),
+    .quantize_rows = KERNEL(quantize_rows),
+    .dequantize_row = KERNEL(dequantize_row),
+    .all_finite = KERNEL(all_finite),
+    .rmsnorm_rows = KERNEL(rmsnorm_rows),
+    .rope_table = KERNEL(rope_table),
+    .rope_rows = KERNEL(rope_rows),
+    .silu_gate = KERNEL(silu_gate),
+    .gelu_tanh_gate = KERNEL(gelu_tanh_gate),
+    .gemm_int8 = KERNEL(gemm_int8),
+    .attention = KERNEL(attention),
+};
