@@ -1,0 +1,115 @@
+/* engine.h - one model, its KV cache and its requests. No sockets, no protobuf: testable and benchmarkable alone.
+ *
+ * Owns model, tokenizer, backend, KV cache and jobs. Called by one thread, the engine thread (engine_progress excepted).
+ * Requests wait in arrival order within a priority and run one at a time in this version; a step is one chunk of prefill or
+ * one decoded token, so that cancel, deadlines and progress act within a step.
+ *
+ * A finished, cancelled or failed job leaves its KV in the cache, as far as it was computed, for the next prompt that begins
+ * alike; only STATUS_CORRUPT throws it away. Control pieces other than <eos>, and ids without text, are never drawn.
+ *
+ * Always true: each accepted job ends in exactly one ENGINE_DONE or ENGINE_FAILED; the tokens of a job depend on its prompt
+ * ids, seed and sampling alone, not on the cache, the chunk size or other jobs; released text is whole characters. */
+#ifndef ROOST_WORKER_ENGINE_ENGINE_H
+#define ROOST_WORKER_ENGINE_ENGINE_H
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include "common/status.h"
+
+struct backend_ops;                  /* worker/engine/backend.h */
+struct engine;
+
+struct engine_config {
+    const char *model_dir;           /* config.json, model.safetensors, tokenizer.model, known_answer.json (optional) */
+    uint64_t kv_bytes;               /* of the page arena; at least one conversation at full context */
+    uint32_t chunk_tokens;           /* prefill tokens per step, 1 .. 1024 */
+    uint32_t queue_requests_max;     /* waiting requests; more are refused with STATUS_AGAIN */
+    bool skip_known_answer;          /* tests of broken models only */
+    const struct backend_ops *backend;   /* NULL: the CPU backend */
+};
+
+struct engine_info {                 /* fixed after create; borrowed from the engine */
+    const char *model_name;
+    uint8_t weights_digest[32];
+    uint8_t numerics_id[32];         /* weights digest, numerics revision, backend family: equal ids promise equal bits */
+    uint32_t context_tokens_max;
+    uint64_t kv_tokens_max;          /* what the arena holds */
+    uint32_t kv_bytes_per_token;     /* page bytes / 64 */
+};
+
+enum engine_role { ENGINE_ROLE_USER, ENGINE_ROLE_ASSISTANT, ENGINE_ROLE_SYSTEM };
+
+struct engine_message {
+    enum engine_role role;
+    const char *name;  size_t name_size;   /* the speaker; empty: the role's word (USER, ASSISTANT, SCENE) */
+    const char *text;  size_t text_size;   /* UTF-8 */
+};
+
+struct engine_request {              /* everything is borrowed during engine_submit */
+    uint64_t job;                    /* chosen by the caller, unique among open jobs; names it in events */
+    uint8_t request_id[16];          /* for logs, and for the default seed */
+    const char *tenant;  size_t tenant_size;        /* salts the cache: nothing is shared between tenants */
+    const struct engine_message *messages;  unsigned message_count;
+    const uint32_t *prompt_ids;  unsigned prompt_id_count;   /* instead of messages */
+    const char *reply_name;  size_t reply_name_size;         /* empty: ASSISTANT */
+    float temperature;               /* 0: greedy; to 100 */
+    uint64_t seed;  bool seed_given; /* else hash(tenant, request id, choice 0) */
+    uint32_t tokens_max;             /* 0, or more than the context leaves: what the context leaves */
+    int32_t priority;                /* higher first */
+    uint64_t deadline_ms;            /* on clock_now_ms; 0: none */
+};
+
+enum engine_event_kind {
+    ENGINE_TOKENS,                   /* released tokens and their text */
+    ENGINE_DONE,
+    ENGINE_FAILED,                   /* status and detail: STATUS_TIMEOUT, STATUS_CANCELLED, STATUS_LIMIT (KV), STATUS_CORRUPT... */
+};
+enum engine_finish { ENGINE_FINISH_STOP = 1, ENGINE_FINISH_LENGTH = 2 };   /* values of the wire */
+
+struct engine_event {                /* pointers are borrowed for the call */
+    enum engine_event_kind kind;
+    uint64_t job;
+    uint32_t first;                  /* TOKENS: sequence number of ids[0], counting released tokens from 0 */
+    const uint32_t *ids;  unsigned count;
+    const char *text;  size_t text_size;
+    enum engine_finish finish;       /* DONE */
+    uint32_t prompt_tokens, cached_tokens, reply_tokens;   /* DONE; reply_tokens: the released ones, <eos> is not */
+    uint32_t queue_us, prefill_us, decode_us;              /* DONE */
+    enum status status;  const char *detail;               /* FAILED */
+};
+typedef void engine_event_fn(void *user, const struct engine_event *event);
+
+struct engine_progress {             /* a snapshot, readable from any thread */
+    uint64_t steps;                  /* completed */
+    uint64_t step_started_ms;        /* clock_now_ms at the start of the running step; 0: idle */
+    uint32_t step_median_us;         /* over the last 64 */
+    uint32_t queued_requests, running_requests;
+    uint64_t queued_tokens, running_tokens;     /* prompt tokens still to compute plus replies so far */
+    uint64_t kv_tokens_used, kv_tokens_max;     /* kept conversations count as used */
+};
+
+/* Also runs DIR/known_answer.json (engine_seal): STATUS_CORRUPT if this machine computes anything else. Without that file a
+ * warning is logged. */
+enum status engine_create(const struct engine_config *config, struct engine **out);
+void engine_destroy(struct engine **engine);          /* accepts NULL; open jobs are forgotten without events */
+const struct engine_info *engine_info(const struct engine *engine);
+
+/* Checks and tokenises; on STATUS_OK the job is queued. STATUS_INVALID: bad text or ids. STATUS_LIMIT: the prompt leaves no room
+ * for a reply within the context (the detail has both counts). STATUS_AGAIN: the queue is full. STATUS_EXISTS: an open job has this
+ * number. No event is sent on failure. */
+enum status engine_submit(struct engine *engine, const struct engine_request *request);
+/* The job ends with ENGINE_FAILED, STATUS_CANCELLED, in the next step. Unknown jobs are ignored. */
+void engine_cancel(struct engine *engine, uint64_t job);
+
+/* One step. Returns false when there was nothing to do. Events come through sink during the call; the sink may submit and
+ * cancel, and must not step or destroy. */
+bool engine_step(struct engine *engine, engine_event_fn *sink, void *user);
+
+void engine_progress(const struct engine *engine, struct engine_progress *out);
+void engine_forget_cache(struct engine *engine);      /* drops all kept KV (tests, operators) */
+enum status engine_check(const struct engine *engine);   /* verifies the KV cache's invariants, slowly (tests, debugging) */
+
+/* Writes DIR/known_answer.json with what the CPU backend computes here, replacing an older one (`roost model seal DIR`). */
+enum status engine_seal(const char *model_dir);
+
+#endif
