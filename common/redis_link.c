@@ -4,8 +4,7 @@
  *                      `-> waiting (by deadline) --deadline--> fn(TIMEOUT), stays pending as late
  *
  *   DOWN --every 250 ms: new connection, AUTH, SELECT, PING--> PONG --> UP
- *   UP --connection lost, or REDIS_LINK_MISSES_MAX deadlines missed in a row--> DOWN (every pending command is
- * answered)
+ *   UP --connection lost, or REDIS_LINK_MISSES_MAX deadlines missed in a row--> DOWN: all pending are answered
  *
  * Always true:
  *   1. each command with a callback gets exactly one first answer, and after a STATUS_TIMEOUT exactly one late one;

