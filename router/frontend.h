@@ -1,0 +1,73 @@
+/* frontend.h - the client side of a router: two server channels, the sessions of clients, what they are owed.
+ *
+ * Owns both channels, each session and the frames on their way to it. What a session gets on its data connection leaves
+ * once per turn of the loop (frontend_flush): one TOKENS frame with the new tokens of all its streams, then the
+ * terminals.
+ *
+ * Always true:
+ *   1. a session's frames leave in order; while its connection is away they wait, up to FRONTEND_HELD_BYTES_MAX, and go
+ *      to the connection that its next HELLO or LEASE comes by;
+ *   2. a session that does not read (its queue or the limit above is full) loses its pending tokens and gets a
+ *      SLOW_READER terminal for each stream instead, as soon as it reads again; nobody else waits for it;
+ *   3. a session silent for client_lease_expiry_ms is reported lost once, and forgotten a minute later;
+ *   4. no frame from outside ends in more than one ERROR without a request id, at most 10 a second for each connection.
+ * Loop thread only. Callbacks come from channel messages, or from frontend_flush and frontend_expire. */
+#ifndef ROOST_ROUTER_FRONTEND_H
+#define ROOST_ROUTER_FRONTEND_H
+#include <stdbool.h>
+#include <stdint.h>
+#include <zmq.h>
+#include "common/status.h"
+#include "proto/wire.h"
+
+struct loop;
+struct frontend;
+struct session; /* a client process */
+
+#define FRONTEND_SESSIONS_MAX   8192       /* 2 KB each with its peers: 16 MB */
+#define FRONTEND_STREAMS_MAX    4096       /* open requests of one session */
+#define FRONTEND_GRANT_BYTES    (4u << 20) /* bodies of one session that no worker has acknowledged */
+#define FRONTEND_HELD_BYTES_MAX (1u << 20) /* 140 tokens of 10 bytes are 1.4 KB: 700 finished replies */
+
+struct frontend_events {
+    /* A well-formed head with its body. May take both frames (zmq_msg_move) and the head (copy and zero it). */
+    void (*on_request)(void *user, struct session *session, zmq_msg_t *head_frame, struct wire_message *head,
+                       zmq_msg_t *body_frame);
+    void (*on_cancel)(void *user, struct session *session, const struct wire_cancel *cancel);
+    /* Every stream of the session ends with this code (CANCELLED or SLOW_READER), now. */
+    void (*on_session_lost)(void *user, struct session *session, enum wire_error_code code);
+    void *user;
+};
+
+struct frontend_config {
+    const char *listen_control, *listen_data;
+    const char *name;
+    const uint8_t *session; /* of this router process, 16 bytes; borrowed */
+    uint32_t lease_ms, lease_expiry_ms;
+};
+
+enum status frontend_create(struct loop *loop, void *zmq_context, const struct frontend_config *config,
+                            const struct frontend_events *events, struct frontend **out);
+void frontend_destroy(struct frontend **frontend);
+const char *frontend_control_endpoint(const struct frontend *frontend);
+const char *frontend_data_endpoint(const struct frontend *frontend);
+
+/* To a client. terminal: DONE, ERROR, NEED_HISTORY or RESEND with the client's own stream and attempt. */
+void frontend_tokens(struct session *session, const struct wire_tokens_row *row);
+void frontend_terminal(struct session *session, const struct wire_message *terminal);
+void frontend_ack(struct session *session, const struct wire_stream_ref *ack);
+
+/* What a session has open. A body counts from on_request until it is acknowledged (accepted, or its request ended). */
+void frontend_stream_open(struct session *session);
+void frontend_stream_close(struct session *session);
+void frontend_body_acknowledged(struct session *session, uint64_t bytes);
+bool frontend_session_full(const struct session *session); /* over its streams, its grant, or not reading */
+
+void frontend_flush(struct frontend *frontend);                       /* at the end of a turn */
+void frontend_expire(struct frontend *frontend, uint64_t now_ms);     /* leases; not after a stall of this loop */
+void frontend_drain(struct frontend *frontend, uint32_t deadline_ms); /* GOAWAY to everyone, and to who comes later */
+size_t frontend_pending(const struct frontend *frontend);             /* bytes that clients have not taken yet */
+unsigned frontend_sessions(const struct frontend *frontend);
+uint64_t frontend_malformed(const struct frontend *frontend);
+
+#endif

@@ -1,0 +1,88 @@
+/* placement.h - who owns a conversation: the interface to the store of placement records, and what its stores share.
+ *
+ * Records are hints: a wrong one costs a recompute, never a wrong answer. Every call answers through its callback
+ * within its budget, never from inside the call:
+ *
+ *   claim    first writer wins: there is no record -> the proposal stands (ours); there is one -> the answer tells it.
+ *            Renews the record's life. A record that breaks a rule counts as none.
+ *   replace  compare-and-set on (owner, epoch): ours says whether desired stands; the answer tells what stands.
+ *            A new owner raises the epoch; the same owner (to note its cache id) keeps it.
+ *   forget   deletes if (owner, epoch) still stand; ours says whether it did.
+ *
+ * Epochs grow: a new one is max(stored + 1, the store's clock in us, the epoch given). Loop thread only. */
+#ifndef ROOST_ROUTER_PLACEMENT_H
+#define ROOST_ROUTER_PLACEMENT_H
+#include <stdbool.h>
+#include <stdint.h>
+#include "common/hash.h"
+#include "common/status.h"
+#include "proto/wire.h"
+
+struct loop;
+struct redis_link;
+
+#define PLACEMENT_TTL_S     86400
+#define PLACEMENT_EPOCH_MAX (UINT64_C(1) << 52) /* Lua counts in doubles; us since 1970 reach it in the year 2112 */
+#define PLACEMENT_BUDGET_MS 2
+
+struct placement_key {
+    uint8_t id[16];
+    char hex[HASH_HEX_SIZE(16)];
+};
+
+struct placement_record {
+    char owner[WIRE_NAME_MAX + 1]; /* worker name */
+    bool has_cache;
+    uint8_t cache_id[WIRE_ID_BYTES];
+    uint64_t epoch;
+};
+
+struct placement_answer {
+    enum status st; /* OK; TIMEOUT: over budget; CLOSED, LIMIT or IO: the store does not serve */
+    bool late;      /* after a STATUS_TIMEOUT: the answer after all, or STATUS_CLOSED when there will be none */
+    bool ours;
+    bool found; /* record is valid; false after a forget */
+    struct placement_record record;
+};
+
+/* Called exactly once, and exactly once more (late) after a STATUS_TIMEOUT. */
+typedef void placement_answer_fn(void *user, const struct placement_answer *answer);
+
+struct placement; /* first member of each store: struct placement { ops } */
+
+struct placement_ops {
+    const char *name;
+    /* Fail at once, without a callback: the store is known not to serve. The key and records are copied. */
+    enum status (*claim)(struct placement *self, const struct placement_key *key,
+                         const struct placement_record *proposal, uint32_t budget_ms, placement_answer_fn *fn,
+                         void *user);
+    enum status (*replace)(struct placement *self, const struct placement_key *key,
+                           const struct placement_record *expected, const struct placement_record *desired,
+                           uint32_t budget_ms, placement_answer_fn *fn, void *user);
+    enum status (*forget)(struct placement *self, const struct placement_key *key,
+                          const struct placement_record *expected, uint32_t budget_ms, placement_answer_fn *fn,
+                          void *user);
+    bool (*up)(const struct placement *self);
+    void (*destroy)(struct placement *self); /* open callbacks get STATUS_CLOSED first */
+};
+
+struct placement {
+    const struct placement_ops *ops;
+};
+
+/* Over a link, which is borrowed and outlives the store. Destroy the store only after the link: the link answers what
+ * is open. */
+enum status placement_redis_create(struct redis_link *link, struct placement **out);
+/* In this process: for one router, and for tests. Keeps the entries_max most recent records. */
+enum status placement_memory_create(struct loop *loop, uint32_t entries_max, struct placement **out);
+void placement_destroy(struct placement **placement); /* accepts NULL */
+
+/* Names in the store say nothing about tenants: a hash keyed with the digest of the salt. */
+struct placement_salt {
+    uint8_t digest[HASH_DIGEST_BYTES];
+};
+void placement_salt_make(const char *text, struct placement_salt *out);
+void placement_key_make(const struct placement_salt *salt, struct wire_span tenant, struct wire_span conversation,
+                        struct placement_key *out);
+
+#endif

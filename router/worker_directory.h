@@ -1,0 +1,35 @@
+/* worker_directory.h - the workers that Redis knows: `roost:workers` is the set of their names, `roost:worker:NAME` a
+ * hash {endpoint, incarnation, state} that the worker renews and that expires without it. Read once a second. A hint
+ * like all of Redis: it adds workers and tells whose lease has expired; losing it removes nobody. Borrows the link,
+ * which outlives it. Loop thread only. */
+#ifndef ROOST_ROUTER_WORKER_DIRECTORY_H
+#define ROOST_ROUTER_WORKER_DIRECTORY_H
+#include <stdint.h>
+#include "common/status.h"
+#include "proto/wire.h"
+
+struct loop;
+struct redis_link;
+struct worker_directory;
+
+#define WORKER_DIRECTORY_READ_MS     1000
+#define WORKER_DIRECTORY_ENTRIES_MAX 1024
+#define WORKER_ENDPOINT_MAX          256
+
+struct worker_directory_entry {
+    char name[WIRE_NAME_MAX + 1];
+    char endpoint[WORKER_ENDPOINT_MAX]; /* control */
+};
+
+/* A complete reading, begun at begun_ms on the loop's clock. Entries are borrowed for the call. */
+typedef void worker_directory_fn(void *user, const struct worker_directory_entry *entries, unsigned count,
+                                 uint64_t begun_ms);
+
+enum status worker_directory_create(struct loop *loop, struct redis_link *link, worker_directory_fn *fn, void *user,
+                                    struct worker_directory **out);
+void worker_directory_read(
+    struct worker_directory *directory); /* now, unless a reading is under way: Redis has just come */
+/* After the link: the link answers what is open. */
+void worker_directory_destroy(struct worker_directory **directory);
+
+#endif

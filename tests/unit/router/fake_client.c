@@ -1,0 +1,241 @@
+#include "fake_client.h"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "common/hash.h"
+#include "common/loop.h"
+
+void fake_client_send_bytes(struct fake_client *client, bool data, const void *bytes, size_t size)
+{
+    (void)channel_send_bytes(data ? client->data : client->control, NULL, bytes, size);
+}
+
+void fake_client_send(struct fake_client *client, bool data, const struct wire_message *message)
+{
+    size_t size = wire_encoded_size(message);
+    uint8_t *bytes = malloc(size);
+    if (bytes)
+        fake_client_send_bytes(client, data, bytes, wire_encode(message, bytes));
+    free(bytes);
+}
+
+static void say_hello(struct fake_client *client, bool data)
+{
+    struct wire_message hello = {.kind = WIRE_HELLO,
+                                 .hello = {.version_min = client->version,
+                                           .version_max = client->version,
+                                           .session = wire_span_of(client->session, WIRE_ID_BYTES),
+                                           .role = client->role,
+                                           .connection = data ? WIRE_CONNECTION_DATA : WIRE_CONNECTION_CONTROL,
+                                           .name = wire_span_str("fake"),
+                                           .lease_ms = 100}};
+    fake_client_send(client, data, &hello);
+}
+
+static void on_timer(void *user)
+{
+    struct fake_client *client = user;
+    for (unsigned data = 0; data < 2 && !client->silent; data++) {
+        if (!(data ? client->welcomed_data : client->welcomed_control))
+            continue;
+        struct wire_message lease = {.kind = WIRE_LEASE,
+                                     .lease = {.session = wire_span_of(client->session, WIRE_ID_BYTES),
+                                               .number = ++client->number[data],
+                                               .echo = client->heard[data]}};
+        fake_client_send(client, data, &lease);
+    }
+}
+
+static struct fake_stream *stream_of(struct fake_client *client, uint32_t stream)
+{
+    return &client->streams[stream < FAKE_STREAMS_MAX ? stream : 0];
+}
+
+static void copy_text(char *out, size_t size, struct wire_span span)
+{
+    size_t used = span.size < size ? span.size : size - 1;
+    memcpy(out, span.data ? span.data : (const uint8_t *)"", used);
+    out[used] = 0;
+}
+
+static void on_tokens(struct fake_client *client, const struct wire_tokens *tokens)
+{
+    struct wire_tokens_cursor cursor = {0};
+    struct wire_tokens_row row;
+    client->token_frames++;
+    while (wire_tokens_next(tokens, &cursor, &row)) {
+        struct fake_stream *stream = stream_of(client, row.stream);
+        stream->token_frames++;
+        stream->attempt = row.attempt;
+        for (unsigned i = 0; i < row.count; i++)
+            if (row.first != stream->tokens || wire_u32_at(row.ids, i) != row.first + i)
+                stream->gap = true;
+        if (fake_stream_ends(stream) > 0)
+            stream->gap = true;
+        stream->tokens += row.count;
+    }
+}
+
+static void on_error(struct fake_client *client, const struct wire_error *error)
+{
+    if (error->request_id.size == 0) {
+        client->connection_errors++;
+        client->connection_error = error->code;
+        return;
+    }
+    struct fake_stream *stream = stream_of(client, error->stream);
+    stream->errors++;
+    stream->error = error->code;
+    stream->attempt = error->attempt;
+    stream->retry_after_ms = error->retry_after_ms;
+    copy_text(stream->detail, sizeof stream->detail, error->detail);
+}
+
+static void on_done(struct fake_client *client, const struct wire_done *done)
+{
+    struct fake_stream *stream = stream_of(client, done->stream);
+    stream->dones++;
+    stream->attempt = done->attempt;
+    stream->route_us = done->route_us;
+    stream->epoch = done->epoch;
+    copy_text(stream->route, sizeof stream->route, done->route);
+    copy_text(stream->worker, sizeof stream->worker, done->worker);
+    if (done->released != stream->tokens)
+        stream->gap = true;
+}
+
+static void on_frames(struct fake_client *client, bool data, zmq_msg_t *frames)
+{
+    struct wire_message message;
+    if (wire_decode(zmq_msg_data(&frames[0]), zmq_msg_size(&frames[0]), &message) != STATUS_OK)
+        abort();
+    switch (message.kind) {
+    case WIRE_WELCOME:
+        *(data ? &client->welcomed_data : &client->welcomed_control) = true;
+        copy_text(client->data_endpoint, sizeof client->data_endpoint, message.welcome.data_endpoint);
+        break;
+    case WIRE_LEASE:
+        client->heard[data] = message.lease.number;
+        client->acknowledged_bytes = message.lease.acknowledged_bytes;
+        break;
+    case WIRE_TOKENS: on_tokens(client, &message.tokens); break;
+    case WIRE_DONE: on_done(client, &message.done); break;
+    case WIRE_ERROR: on_error(client, &message.error); break;
+    case WIRE_ACK: stream_of(client, message.stream_ref.stream)->acks++; break;
+    case WIRE_GOAWAY: client->goaways++; break;
+    default: stream_of(client, message.stream_ref.stream)->others++; break;
+    }
+    wire_message_free(&message);
+}
+
+static void on_control(void *user, const struct channel_peer *peer, zmq_msg_t *frames, unsigned count)
+{
+    (void)peer, (void)count;
+    on_frames(user, false, frames);
+}
+
+static void on_data(void *user, const struct channel_peer *peer, zmq_msg_t *frames, unsigned count)
+{
+    (void)peer, (void)count;
+    on_frames(user, true, frames);
+}
+
+static void on_control_link(void *user, bool up)
+{
+    struct fake_client *client = user;
+    client->control_up = up;
+    if (up)
+        say_hello(client, false);
+}
+
+static void on_data_link(void *user, bool up)
+{
+    struct fake_client *client = user;
+    client->data_up = up;
+    if (up)
+        say_hello(client, true);
+}
+
+void fake_client_start(struct fake_client *client, struct loop *loop, void *zmq_context, const char *control,
+                       const char *data)
+{
+    struct fake_client fresh = {.loop = loop,
+                                .role = client->role ? client->role : WIRE_ROLE_CLIENT,
+                                .version = client->version ? client->version : WIRE_VERSION};
+    *client = fresh;
+    hash_random(client->session, WIRE_ID_BYTES);
+    struct channel_config config = {.frame_bytes_max = WIRE_FRAME_BYTES_MAX,
+                                    .receive_messages_max = 1000,
+                                    .send_messages_max = 1000,
+                                    .queue_bytes_max = 64 << 20,
+                                    .on_message = on_control,
+                                    .on_link = on_control_link,
+                                    .user = client};
+    if (channel_create_client(loop, zmq_context, &config, control, &client->control) != STATUS_OK)
+        abort();
+    config.on_message = on_data;
+    config.on_link = on_data_link;
+    if (channel_create_client(loop, zmq_context, &config, data, &client->data) != STATUS_OK)
+        abort();
+    if (loop_timer_create(loop, 100, true, on_timer, client, &client->timer) != STATUS_OK)
+        abort();
+}
+
+void fake_client_stop(struct fake_client *client)
+{
+    loop_timer_destroy(&client->timer);
+    if (client->control)
+        channel_destroy(&client->control);
+    if (client->data)
+        channel_destroy(&client->data);
+}
+
+bool fake_client_ready(const struct fake_client *client)
+{
+    return client->welcomed_control && client->welcomed_data;
+}
+
+void fake_client_ask(struct fake_client *client, const struct fake_ask *ask)
+{
+    static const uint8_t link[4] = {1, 0, 0, 0};
+    size_t body_size = ask->body_size ? ask->body_size : 200;
+    struct wire_message head = {.kind = WIRE_HEAD,
+                                .head = {.request_id = wire_span_of(ask->id, WIRE_ID_BYTES),
+                                         .session = wire_span_of(client->session, WIRE_ID_BYTES),
+                                         .stream = ask->stream,
+                                         .tenant = wire_span_str(ask->tenant ? ask->tenant : "default"),
+                                         .conversation = wire_span_str(ask->conversation ? ask->conversation : ""),
+                                         .deadline_ms = ask->deadline_ms,
+                                         .attempt = {.client = ask->attempt_client},
+                                         .loss_count = ask->loss_count,
+                                         .body_bytes = (uint32_t)((int32_t)body_size + ask->body_bytes_off)}};
+    if (ask->resume) {
+        head.head.resume.counts = wire_span_of(link, 4);
+        head.head.resume.ids = wire_span_of(link, 4);
+    }
+    zmq_msg_t frames[2];
+    zmq_msg_init_size(&frames[0], wire_encoded_size(&head));
+    wire_encode(&head, zmq_msg_data(&frames[0]));
+    zmq_msg_init_size(&frames[1], body_size);
+    uint8_t *body = zmq_msg_data(&frames[1]);
+    memset(body, (int)(ask->stream & 0x7f), body_size);
+    memcpy(body, (const uint8_t[]){'R', WIRE_VERSION, WIRE_BODY, 0}, 4);
+    (void)channel_send(client->data, NULL, frames, ask->no_body ? 1 : 2);
+    if (ask->no_body)
+        zmq_msg_close(&frames[1]);
+}
+
+void fake_client_cancel(struct fake_client *client, const struct fake_ask *ask)
+{
+    struct wire_message cancel = {.kind = WIRE_CANCEL,
+                                  .cancel = {.request_id = wire_span_of(ask->id, WIRE_ID_BYTES),
+                                             .tenant = wire_span_str(ask->tenant ? ask->tenant : "default"),
+                                             .conversation = wire_span_str(ask->conversation ? ask->conversation : ""),
+                                             .session = wire_span_of(client->session, WIRE_ID_BYTES)}};
+    fake_client_send(client, false, &cancel);
+}
+
+unsigned fake_stream_ends(const struct fake_stream *stream)
+{
+    return stream->dones + stream->errors + stream->others;
+}

@@ -1,0 +1,67 @@
+/* fake_client.h - the client's side of the protocol, driven by a test: two client channels on the test's own loop. */
+#ifndef ROOST_TESTS_ROUTER_FAKE_CLIENT_H
+#define ROOST_TESTS_ROUTER_FAKE_CLIENT_H
+#include <stdbool.h>
+#include <stdint.h>
+#include "common/channel.h"
+#include "proto/wire.h"
+
+#define FAKE_STREAMS_MAX 300
+
+struct loop;
+
+struct fake_stream {                                    /* what came for one stream number */
+    unsigned acks, token_frames, dones, errors, others; /* others: NEED_HISTORY, RESEND */
+    uint32_t tokens;                                    /* gapless so far, of choice 0 */
+    bool gap;
+    struct wire_attempt attempt; /* of the last message */
+    enum wire_error_code error;
+    char detail[WIRE_DETAIL_MAX + 1];
+    uint32_t retry_after_ms;
+    char route[32], worker[WIRE_NAME_MAX + 1];
+    uint32_t route_us;
+    uint64_t epoch;
+};
+
+struct fake_client {
+    struct loop *loop;
+    struct channel *control, *data;
+    struct loop_timer *timer;
+    uint8_t session[WIRE_ID_BYTES];
+    bool control_up, data_up, welcomed_control, welcomed_data;
+    bool silent; /* no leases */
+    enum wire_role role;
+    uint32_t version;
+    uint64_t number[2], heard[2];
+    uint64_t acknowledged_bytes;
+    unsigned goaways;
+    unsigned connection_errors; /* without a request id */
+    enum wire_error_code connection_error;
+    unsigned token_frames; /* over all streams */
+    char data_endpoint[128];
+    struct fake_stream streams[FAKE_STREAMS_MAX];
+};
+
+void fake_client_start(struct fake_client *client, struct loop *loop, void *zmq_context, const char *control,
+                       const char *data);
+void fake_client_stop(struct fake_client *client);
+bool fake_client_ready(const struct fake_client *client);
+
+struct fake_ask {
+    uint8_t id[WIRE_ID_BYTES];
+    const char *tenant, *conversation; /* NULL: "default", none */
+    uint32_t stream, deadline_ms;
+    uint32_t attempt_client;
+    size_t body_size;       /* 0: 200 bytes */
+    int32_t body_bytes_off; /* added to what the head says */
+    bool resume;
+    bool no_body;
+    uint32_t loss_count;
+};
+void fake_client_ask(struct fake_client *client, const struct fake_ask *ask);
+void fake_client_cancel(struct fake_client *client, const struct fake_ask *ask);
+void fake_client_send(struct fake_client *client, bool data, const struct wire_message *message);
+void fake_client_send_bytes(struct fake_client *client, bool data, const void *bytes, size_t size);
+unsigned fake_stream_ends(const struct fake_stream *stream); /* terminals */
+
+#endif

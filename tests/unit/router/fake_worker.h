@@ -1,0 +1,64 @@
+/* fake_worker.h - the worker's side of the protocol, driven by a test: two server channels on the test's own loop. */
+#ifndef ROOST_TESTS_ROUTER_FAKE_WORKER_H
+#define ROOST_TESTS_ROUTER_FAKE_WORKER_H
+#include <stdbool.h>
+#include <stdint.h>
+#include "common/channel.h"
+#include "proto/wire.h"
+
+#define FAKE_REQUESTS_MAX 256
+
+struct loop;
+
+struct fake_request { /* as it came */
+    uint8_t id[WIRE_ID_BYTES], session[WIRE_ID_BYTES], incarnation[WIRE_ID_BYTES], cache_id[WIRE_ID_BYTES];
+    bool has_cache_id;
+    char tenant[WIRE_NAME_MAX + 1], conversation[WIRE_NAME_MAX + 1];
+    uint32_t stream, deadline_ms, loss_count, body_bytes;
+    uint64_t epoch;
+    struct wire_attempt attempt;
+    size_t body_size;
+    uint8_t body_last; /* its last byte */
+    struct channel_peer peer;
+};
+
+struct fake_worker {
+    struct loop *loop;
+    struct channel *control, *data; /* NULL after fake_worker_kill */
+    struct loop_timer *timer;
+    char name[WIRE_NAME_MAX + 1];
+    uint8_t incarnation[WIRE_ID_BYTES], cache_id[WIRE_ID_BYTES];
+    uint64_t kv_tokens_max, queued_tokens;
+    uint64_t grant_bytes;
+    enum wire_life life;
+    bool mute;            /* answers nothing more, links stay */
+    bool deaf;            /* leases go out, but echo nothing new */
+    unsigned auto_tokens; /* > 0: each request is acknowledged and answered at once with so many tokens */
+    struct channel_peer control_peer, data_peer;
+    bool has_control_peer, has_data_peer;
+    uint64_t number, heard, data_number, data_heard;
+
+    unsigned request_count;
+    struct fake_request requests[FAKE_REQUESTS_MAX];
+    unsigned cancel_count;
+    uint8_t last_cancel[WIRE_ID_BYTES];
+    unsigned malformed;
+};
+
+void fake_worker_start(struct fake_worker *worker, struct loop *loop, void *zmq_context, const char *name);
+/* At the endpoints of one that was killed, as another process. */
+void fake_worker_start_at(struct fake_worker *worker, struct loop *loop, void *zmq_context, const char *name,
+                          const char *control, const char *data);
+void fake_worker_kill(struct fake_worker *worker); /* its sockets close; also the end of a test */
+const char *fake_worker_endpoint(const struct fake_worker *worker);
+
+struct fake_request *fake_worker_request(struct fake_worker *worker, unsigned index);
+void fake_worker_ack(struct fake_worker *worker, const struct fake_request *request);
+/* Token ids are first, first + 1, ...; the text is one letter each. */
+void fake_worker_tokens(struct fake_worker *worker, const struct fake_request *request, uint32_t first, uint16_t count);
+void fake_worker_done(struct fake_worker *worker, const struct fake_request *request, uint32_t released);
+void fake_worker_error(struct fake_worker *worker, const struct fake_request *request, enum wire_error_code code);
+void fake_worker_wrong_owner(struct fake_worker *worker, const struct fake_request *request);
+void fake_worker_send_bytes(struct fake_worker *worker, bool data, const void *bytes, size_t size);
+
+#endif

@@ -1,0 +1,331 @@
+/* router_redis_test.c - the router with a real Redis: shared placements, the directory, leases there, and Redis going
+ * away. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <cmocka.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "common/clock.h"
+#include "common/hash.h"
+#include "common/log.h"
+#include "common/loop.h"
+#include "redis_server.h"
+#include "router/placement.h"
+#include "router_bench.h"
+#include "spin.h"
+
+static struct redis_server server;
+
+static struct router_settings redis_settings(void)
+{
+    static char placement[] = "redis";
+    struct router_settings settings = default_settings();
+    settings.placement = placement;
+    settings.redis_address = server.socket;
+    return settings;
+}
+
+static int start_server(void **state)
+{
+    (void)state;
+    redis_server_start(&server);
+    return 0;
+}
+
+static int stop_server(void **state)
+{
+    (void)state;
+    redis_server_destroy(&server);
+    return 0;
+}
+
+/* As the worker registers itself. */
+static void register_worker(const struct fake_worker *worker, unsigned ttl_ms)
+{
+    redis_server_ask(&server, "SADD roost:workers %s", worker->name);
+    redis_server_ask(&server, "HSET roost:worker:%s endpoint %s incarnation 00 state ready", worker->name,
+                     fake_worker_endpoint(worker));
+    redis_server_ask(&server, "PEXPIRE roost:worker:%s %u", worker->name, ttl_ms);
+}
+
+static struct placement_key key_of(const char *conversation)
+{
+    struct placement_salt salt;
+    struct placement_key key;
+    placement_salt_make("salt", &salt);
+    placement_key_make(&salt, wire_span_str("default"), wire_span_str(conversation), &key);
+    return key;
+}
+
+static const char *field(const char *conversation, const char *name)
+{
+    struct placement_key key = key_of(conversation);
+    return redis_server_ask(&server, "HGET roost:{%s}:place %s", key.hex, name);
+}
+
+static void wait_for_redis(struct bench *bench)
+{
+    let(bench, 300); /* the first claim after it is not a matter of luck: the router connects within one probe */
+}
+
+static struct fake_stream *turn(struct bench *bench, uint32_t stream, const char *conversation)
+{
+    struct fake_client *client = &bench->clients[0];
+    struct fake_ask ask = ask_of(stream, conversation);
+    fake_client_ask(client, &ask);
+    SPIN_UNTIL(bench->loop, 4000, fake_stream_ends(&client->streams[stream]) == 1);
+    assert_int_equal(client->streams[stream].dones, 1);
+    return &client->streams[stream];
+}
+
+static struct fake_worker *worker_named(struct bench *bench, const char *name)
+{
+    for (unsigned i = 0; i < bench->worker_count; i++)
+        if (strcmp(bench->workers[i].name, name) == 0)
+            return &bench->workers[i];
+    return NULL;
+}
+
+/* Turns until the claim was answered within its 2 ms: this machine has other things to do as well. */
+static struct fake_stream *placed_turn(struct bench *bench, uint32_t *stream, const char *conversation)
+{
+    for (unsigned i = 0; i < 20; i++) {
+        struct fake_stream *got = turn(bench, (*stream)++, conversation);
+        if (strcmp(got->route, "redis-down") != 0)
+            return got;
+    }
+    fail_msg("no claim was answered in time");
+    return NULL;
+}
+
+static void placed_and_shared(void **state)
+{
+    (void)state;
+    struct router_settings settings = redis_settings();
+    struct bench *bench = bench_start(3, &settings);
+    wait_for_redis(bench);
+    for (unsigned i = 0; i < 3; i++)
+        bench->workers[i].auto_tokens = 3;
+    uint32_t stream = 1;
+    struct fake_stream *first = placed_turn(bench, &stream, "chat-1");
+    char owner[WIRE_NAME_MAX + 1], cache[HASH_HEX_SIZE(16)];
+    snprintf(owner, sizeof owner, "%s", first->worker);
+    assert_string_equal(field("chat-1", "owner"), owner);
+    hash_hex(worker_named(bench, owner)->cache_id, 16, cache);
+    SPIN_UNTIL(bench->loop, 1000, strcmp(field("chat-1", "cache"), cache) == 0);
+    assert_true(strtoull(field("chat-1", "epoch"), NULL, 10) == first->epoch || first->epoch == 0);
+
+    /* another router, started later, knows nothing and goes to the same worker */
+    struct router *other = bench->router;
+    struct fake_client other_client = bench->clients[0];
+    assert_int_equal(router_create(bench->loop, bench->zmq, &bench->settings, NULL, &bench->router), STATUS_OK);
+    struct fake_client fresh = {.role = WIRE_ROLE_CLIENT};
+    fake_client_start(&fresh, bench->loop, bench->zmq, router_control_endpoint(bench->router),
+                      router_data_endpoint(bench->router));
+    SPIN_UNTIL(bench->loop, 3000, fake_client_ready(&fresh) && router_workers_ready(bench->router) == 3);
+    wait_for_redis(bench);
+    bool home = false;
+    for (uint32_t i = 200; i < 220 && !home; i++) {
+        struct fake_ask ask = ask_of(i, "chat-1");
+        fake_client_ask(&fresh, &ask);
+        SPIN_UNTIL(bench->loop, 3000, fresh.streams[i].dones == 1);
+        home = strcmp(fresh.streams[i].route, "owner") == 0;
+        if (home)
+            assert_string_equal(fresh.streams[i].worker, owner);
+    }
+    assert_true(home);
+    (void)other_client;
+    fake_client_stop(&fresh);
+    router_destroy(&bench->router);
+    bench->router = other;
+    bench_stop(&bench);
+}
+
+/* A dead owner keeps its conversations while its lease in Redis lives: until then they spill, and the record stays. */
+static void lease_in_redis_counts(void **state)
+{
+    (void)state;
+    struct router_settings settings = redis_settings();
+    struct bench *bench = bench_start(2, &settings);
+    wait_for_redis(bench);
+    for (unsigned i = 0; i < 2; i++) {
+        bench->workers[i].auto_tokens = 1;
+        register_worker(&bench->workers[i], 600000);
+    }
+    uint32_t stream = 1;
+    struct fake_stream *first = placed_turn(bench, &stream, "chat-2");
+    char owner[WIRE_NAME_MAX + 1];
+    snprintf(owner, sizeof owner, "%s", first->worker);
+    let(bench, 1200); /* the directory was read */
+    fake_worker_kill(worker_named(bench, owner));
+    SPIN_UNTIL(bench->loop, 1000, router_workers_ready(bench->router) == 1);
+    let(bench, 1200);
+    struct fake_stream *spilled = placed_turn(bench, &stream, "chat-2");
+    assert_string_equal(spilled->route, "spill");
+    assert_string_not_equal(spilled->worker, owner);
+    assert_string_equal(field("chat-2", "owner"), owner);
+    redis_server_ask(&server, "DEL roost:worker:%s", owner); /* now it has expired */
+    let(bench, 1300);
+    struct fake_stream *taken = NULL;
+    for (unsigned i = 0; i < 20 && strcmp(field("chat-2", "owner"), owner) == 0; i++)
+        taken = placed_turn(bench, &stream, "chat-2");
+    assert_non_null(taken);
+    assert_string_equal(taken->route, "owner-dead");
+    assert_string_equal(field("chat-2", "owner"), taken->worker);
+    assert_true(taken->epoch > first->epoch);
+    assert_string_equal(placed_turn(bench, &stream, "chat-2")->route, "owner");
+    bench_stop(&bench);
+}
+
+/* Workers that only the directory knows: found, followed when they move, forgotten when gone. */
+static void directory(void **state)
+{
+    (void)state;
+    struct router_settings settings = redis_settings();
+    struct bench *bench = bench_start_unlisted(2, &settings);
+    redis_server_ask(&server, "DEL roost:workers");
+    wait_for_redis(bench);
+    assert_int_equal(router_workers_ready(bench->router), 0);
+    redis_server_ask(&server, "SADD roost:workers no/name");
+    redis_server_ask(&server, "SADD roost:workers ghost"); /* its entry has expired */
+    redis_server_ask(&server, "SADD roost:workers poison");
+    redis_server_ask(&server, "SET roost:worker:poison x");
+    redis_server_ask(&server, "SADD roost:workers strange");
+    redis_server_ask(&server, "HSET roost:worker:strange endpoint nonsense://");
+    for (unsigned i = 0; i < 2; i++) {
+        bench->workers[i].auto_tokens = 1;
+        register_worker(&bench->workers[i], 600000);
+    }
+    SPIN_UNTIL(bench->loop, 4000, router_workers_ready(bench->router) == 2);
+    uint32_t stream = 1;
+    (void)placed_turn(bench, &stream, "chat-3");
+    /* it starts again elsewhere */
+    fake_worker_kill(&bench->workers[0]);
+    SPIN_UNTIL(bench->loop, 2000, router_workers_ready(bench->router) == 1);
+    fake_worker_start(&bench->workers[0], bench->loop, bench->zmq, "worker-a");
+    bench->workers[0].auto_tokens = 1;
+    register_worker(&bench->workers[0], 600000);
+    SPIN_UNTIL(bench->loop, 4000, router_workers_ready(bench->router) == 2);
+    /* Redis loses everything: nobody is removed */
+    redis_server_ask(&server, "FLUSHALL");
+    let(bench, 2500);
+    assert_int_equal(router_workers_ready(bench->router), 2);
+    redis_server_ask(&server, "SET roost:workers x"); /* wrong type: no reading */
+    let(bench, 1500);
+    assert_int_equal(router_workers_ready(bench->router), 2);
+    bench_stop(&bench);
+}
+
+/* Frozen, killed, back: every request is answered, quickly; the conversation stays where it was as long as we remember.
+ */
+static void redis_goes_away(void **state)
+{
+    (void)state;
+    struct router_settings settings = redis_settings();
+    struct bench *bench = bench_start(3, &settings);
+    wait_for_redis(bench);
+    for (unsigned i = 0; i < 3; i++)
+        bench->workers[i].auto_tokens = 1;
+    uint32_t stream = 1;
+    char owner[WIRE_NAME_MAX + 1];
+    snprintf(owner, sizeof owner, "%s", placed_turn(bench, &stream, "chat-4")->worker);
+    redis_server_freeze(&server);
+    uint32_t best_us = UINT32_MAX;
+    for (unsigned i = 0; i < 12; i++) {
+        struct fake_stream *got = turn(bench, stream++, "chat-4");
+        assert_string_equal(got->route, "redis-down");
+        assert_string_equal(got->worker, owner);
+        best_us = i < 5 && got->route_us < best_us ? got->route_us : best_us;
+        if (i >= 5)
+            assert_true(got->route_us < 1500 || i < 11); /* the breaker is open: nothing is waited for */
+    }
+    assert_in_range(best_us, 1900, 5000);
+    assert_in_range(stats_of(bench).placement_late, 5, 6);
+    redis_server_kill(&server);
+    char fresh[WIRE_NAME_MAX + 1];
+    snprintf(fresh, sizeof fresh, "%s", turn(bench, stream++, "chat-5")->worker); /* unknown: the order alone */
+    assert_string_equal(turn(bench, stream++, "chat-5")->worker, fresh);
+    redis_server_start(&server);
+    bool placed = false;
+    for (unsigned i = 0; i < 60 && !placed; i++) {
+        placed = strcmp(turn(bench, stream++, "chat-4")->route, "redis-down") != 0;
+        let(bench, 50);
+    }
+    assert_true(placed);
+    assert_int_equal(stats_of(bench).errors[WIRE_ERROR_INTERNAL], 0);
+    bench_stop(&bench);
+}
+
+/* An answer that comes after the request went its way: the worker that ran it is written. */
+static void late_answer(void **state)
+{
+    (void)state;
+    struct router_settings settings = redis_settings();
+    struct bench *bench = bench_start(2, &settings);
+    wait_for_redis(bench);
+    for (unsigned i = 0; i < 2; i++)
+        bench->workers[i].auto_tokens = 1;
+    uint32_t stream = 1;
+    char first[WIRE_NAME_MAX + 1];
+    snprintf(first, sizeof first, "%s", placed_turn(bench, &stream, "chat-6")->worker);
+    const char *second = strcmp(first, "worker-a") == 0 ? "worker-b" : "worker-a";
+    /* somebody else moved it, and we do not know yet */
+    struct placement_key key = key_of("chat-6");
+    let(bench, 50);
+    redis_server_ask(&server, "HSET roost:{%s}:place owner %s", key.hex, second);
+    redis_server_freeze(&server);
+    assert_string_equal(turn(bench, stream, "chat-6")->worker, first); /* what we remember */
+    assert_string_equal(bench->clients[0].streams[stream].route, "redis-down");
+    redis_server_thaw(&server);
+    SPIN_UNTIL(bench->loop, 1000, strcmp(field("chat-6", "owner"), first) == 0);
+
+    /* nobody could take it: adopted when it comes */
+    redis_server_ask(&server, "HSET roost:{%s}:place owner %s", key.hex, second);
+    stream += 10;
+    for (unsigned i = 0; i < 2; i++)
+        bench->workers[i].life = WIRE_LIFE_STARTING;
+    SPIN_UNTIL(bench->loop, 1000, router_workers_ready(bench->router) == 0);
+    struct fake_ask ask = ask_of(stream, "chat-6");
+    fake_client_ask(&bench->clients[0], &ask);
+    let(bench, 50);
+    for (unsigned i = 0; i < 2; i++)
+        bench->workers[i].life = WIRE_LIFE_READY;
+    SPIN_UNTIL(bench->loop, 2000, bench->clients[0].streams[stream].dones == 1);
+    if (strcmp(bench->clients[0].streams[stream].route, "owner") == 0)
+        assert_string_equal(bench->clients[0].streams[stream].worker, second);
+    bench_stop(&bench);
+}
+
+static void absent_at_start(void **state)
+{
+    (void)state;
+    redis_server_kill(&server);
+    struct router_settings settings = redis_settings();
+    struct bench *bench = bench_start(2, &settings);
+    for (unsigned i = 0; i < 2; i++)
+        bench->workers[i].auto_tokens = 1;
+    uint32_t stream = 1;
+    assert_string_equal(turn(bench, stream++, "chat-7")->route, "redis-down");
+    redis_server_start(&server);
+    SPIN_UNTIL(bench->loop, 3000, strcmp(turn(bench, stream++, "chat-7")->route, "redis-down") != 0);
+    assert_string_equal(redis_server_ask(&server, "DBSIZE"), "1");
+    bench_stop(&bench);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(placed_and_shared), cmocka_unit_test(lease_in_redis_counts), cmocka_unit_test(directory),
+        cmocka_unit_test(redis_goes_away),   cmocka_unit_test(late_answer),           cmocka_unit_test(absent_at_start),
+    };
+    struct log_config log = {
+        .program = "test", .level = getenv("ROOST_TEST_LOG") ? LOG_LEVEL_DEBUG : LOG_LEVEL_ERROR, .fd = 2};
+    log_setup(&log);
+    if (!redis_server_available()) {
+        fprintf(stderr, "redis-server is not installed: skipped\n");
+        return 77;
+    }
+    return hash_setup() == STATUS_OK ? cmocka_run_group_tests(tests, start_server, stop_server) : 1;
+}

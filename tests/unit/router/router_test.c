@@ -1,0 +1,940 @@
+/* router_test.c - the real router on the test's loop, with fake workers and fake clients on real sockets. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <cmocka.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <zmq.h>
+#include "common/clock.h"
+#include "common/hash.h"
+#include "common/log.h"
+#include "common/loop.h"
+#include "router_bench.h"
+#include "spin.h"
+
+/* ---- happy path ---- */
+
+static void happy_path(void **state)
+{
+    (void)state;
+    struct bench *bench = bench_start(2, NULL);
+    struct fake_client *client = &bench->clients[0];
+    struct fake_ask ask = ask_of(1, "chat-1");
+    fake_client_ask(client, &ask);
+    SPIN_UNTIL(bench->loop, 2000, requests_total(bench) == 1);
+    unsigned count;
+    struct fake_worker *worker = holder(bench, &count);
+    struct fake_request *request = fake_worker_request(worker, 0);
+    assert_memory_equal(request->id, ask.id, WIRE_ID_BYTES);
+    assert_memory_equal(request->incarnation, worker->incarnation, WIRE_ID_BYTES);
+    assert_memory_not_equal(request->session, client->session, WIRE_ID_BYTES);
+    assert_string_equal(request->conversation, "chat-1");
+    assert_string_equal(request->tenant, "default");
+    assert_int_equal(request->body_size, 200);
+    assert_int_equal(request->body_bytes, 200);
+    assert_int_equal(request->body_last, 1);
+    assert_int_equal(request->attempt.client, 1);
+    assert_true(request->deadline_ms <= 20000 && request->deadline_ms > 19000);
+    assert_true(request->epoch > 0);
+    struct fake_stream *stream = &client->streams[1];
+    assert_int_equal(stream->acks, 0); /* sent is not accepted */
+    let(bench, 250);
+    assert_int_equal(client->acknowledged_bytes, 0);
+
+    fake_worker_ack(worker, request);
+    SPIN_UNTIL(bench->loop, 2000, stream->acks == 1);
+    fake_worker_tokens(worker, request, 0, 3);
+    fake_worker_tokens(worker, request, 3, 4);
+    SPIN_UNTIL(bench->loop, 2000, stream->tokens == 7);
+    fake_worker_done(worker, request, 7);
+    SPIN_UNTIL(bench->loop, 2000, stream->dones == 1);
+    assert_false(stream->gap);
+    assert_string_equal(stream->route, "new");
+    assert_string_equal(stream->worker, worker->name);
+    assert_int_equal(stream->attempt.client, 1);
+    assert_int_equal(router_in_flight(bench->router), 0);
+    SPIN_UNTIL(bench->loop, 2000, client->acknowledged_bytes == 200);
+
+    /* the next turns go home, and name the cache that the worker told */
+    for (uint32_t turn = 2; turn < 12; turn++) {
+        worker->auto_tokens = 5;
+        struct fake_ask next = ask_of(turn, "chat-1");
+        fake_client_ask(client, &next);
+        SPIN_UNTIL(bench->loop, 2000, client->streams[turn].dones == 1);
+        assert_string_equal(client->streams[turn].route, "owner");
+        assert_string_equal(client->streams[turn].worker, worker->name);
+        assert_int_equal(client->streams[turn].tokens, 5);
+    }
+    assert_true(worker->requests[1].has_cache_id);
+    assert_memory_equal(worker->requests[1].cache_id, worker->cache_id, WIRE_ID_BYTES);
+    assert_true(worker->requests[1].epoch == worker->requests[5].epoch);
+    let(bench, 50);
+    for (uint32_t turn = 1; turn < 12; turn++)
+        assert_int_equal(fake_stream_ends(&client->streams[turn]), 1);
+    assert_int_equal(stats_of(bench).done, 11);
+    bench_stop(&bench);
+}
+
+static void two_clients(void **state)
+{
+    (void)state;
+    struct bench *bench = bench_start(3, NULL);
+    for (unsigned i = 0; i < 3; i++)
+        bench->workers[i].auto_tokens = 20;
+    for (uint32_t stream = 1; stream <= 40; stream++) {
+        for (unsigned i = 0; i < CLIENTS; i++) {
+            char conversation[32];
+            snprintf(conversation, sizeof conversation, "chat-%u-%u", i, stream);
+            struct fake_ask ask = ask_of(stream, stream % 4 ? conversation : NULL);
+            ask.id[15] = (uint8_t)i;
+            fake_client_ask(&bench->clients[i], &ask);
+        }
+    }
+    for (uint32_t stream = 1; stream <= 40; stream++)
+        for (unsigned i = 0; i < CLIENTS; i++)
+            SPIN_UNTIL(bench->loop, 5000, bench->clients[i].streams[stream].dones == 1);
+    let(bench, 50);
+    for (uint32_t stream = 1; stream <= 40; stream++) {
+        for (unsigned i = 0; i < CLIENTS; i++) {
+            const struct fake_stream *got = &bench->clients[i].streams[stream];
+            assert_int_equal(got->tokens, 20);
+            assert_int_equal(fake_stream_ends(got), 1);
+            assert_false(got->gap);
+            assert_string_equal(got->route, stream % 4 ? "new" : "load");
+        }
+    }
+    for (unsigned i = 0; i < 3; i++)
+        assert_true(bench->workers[i].request_count > 5); /* spread */
+    assert_int_equal(router_in_flight(bench->router), 0);
+    bench_stop(&bench);
+}
+
+static void tokens_are_batched(void **state)
+{
+    (void)state;
+    struct bench *bench = bench_start(1, NULL);
+    struct fake_worker *worker = &bench->workers[0];
+    struct fake_client *client = &bench->clients[0];
+    for (uint32_t stream = 1; stream <= 50; stream++) {
+        struct fake_ask ask = ask_of(stream, NULL);
+        fake_client_ask(client, &ask);
+    }
+    SPIN_UNTIL(bench->loop, 2000, worker->request_count == 50);
+    for (unsigned i = 0; i < 50; i++)
+        fake_worker_tokens(worker, &worker->requests[i], 0, 2);
+    for (uint32_t stream = 1; stream <= 50; stream++)
+        SPIN_UNTIL(bench->loop, 2000, client->streams[stream].tokens == 2);
+    assert_true(client->token_frames < 25); /* 50 frames came in, a few turns of the loop went out */
+    bench_stop(&bench);
+}
+
+/* ---- losses ---- */
+
+static void lost_before_tokens(void **state)
+{
+    (void)state;
+    struct bench *bench = bench_start(2, NULL);
+    struct fake_client *client = &bench->clients[0];
+    struct fake_ask ask = ask_of(1, "chat-1");
+    fake_client_ask(client, &ask);
+    SPIN_UNTIL(bench->loop, 2000, requests_total(bench) == 1);
+    unsigned count;
+    struct fake_worker *first = holder(bench, &count);
+    struct fake_worker *second = first == &bench->workers[0] ? &bench->workers[1] : &bench->workers[0];
+    fake_worker_ack(first, &first->requests[0]);
+    SPIN_UNTIL(bench->loop, 2000, client->streams[1].acks == 1);
+    second->auto_tokens = 4;
+    uint64_t killed = clock_now_ms();
+    fake_worker_kill(first);
+    SPIN_UNTIL(bench->loop, 2000, client->streams[1].dones == 1);
+    assert_true(clock_now_ms() - killed < 500); /* the link dropped: dead at once */
+    assert_int_equal(client->streams[1].tokens, 4);
+    assert_false(client->streams[1].gap);
+    assert_int_equal(client->streams[1].errors, 0);
+    assert_string_equal(client->streams[1].worker, second->name);
+    assert_int_equal(second->requests[0].loss_count, 1);
+    assert_int_equal(second->requests[0].attempt.client, 1);
+    assert_true(second->requests[0].attempt.router > first->requests[0].attempt.router);
+    assert_int_equal(second->requests[0].body_last, 1);
+    assert_int_equal(client->streams[1].acks, 1); /* once for the client */
+    assert_int_equal(client->streams[1].attempt.router, second->requests[0].attempt.router);
+
+    /* there is no directory, so no lease: the next turn takes the conversation over */
+    struct fake_ask next = ask_of(2, "chat-1");
+    fake_client_ask(client, &next);
+    SPIN_UNTIL(bench->loop, 2000, client->streams[2].dones == 1);
+    assert_string_equal(client->streams[2].route, "owner-dead");
+    next = ask_of(3, "chat-1");
+    fake_client_ask(client, &next);
+    SPIN_UNTIL(bench->loop, 2000, client->streams[3].dones == 1);
+    assert_string_equal(client->streams[3].route, "owner");
+    assert_true(client->streams[3].epoch == client->streams[2].epoch);
+    bench_stop(&bench);
+}
+
+static void lost_after_tokens(void **state)
+{
+    (void)state;
+    struct bench *bench = bench_start(2, NULL);
+    struct fake_client *client = &bench->clients[0];
+    struct fake_ask ask = ask_of(1, "chat-1");
+    fake_client_ask(client, &ask);
+    SPIN_UNTIL(bench->loop, 2000, requests_total(bench) == 1);
+    unsigned count;
+    struct fake_worker *first = holder(bench, &count);
+    fake_worker_tokens(first, &first->requests[0], 0, 2);
+    SPIN_UNTIL(bench->loop, 2000, client->streams[1].tokens == 2);
+    fake_worker_kill(first);
+    SPIN_UNTIL(bench->loop, 2000, client->streams[1].errors == 1);
+    assert_int_equal(client->streams[1].error, WIRE_ERROR_WORKER_LOST);
+    let(bench, 100);
+    assert_int_equal(requests_total(bench), 1);
+    assert_int_equal(fake_stream_ends(&client->streams[1]), 1);
+    bench_stop(&bench);
+}
+
+/* No link drops: its leases stop (or echo nothing). Suspect takes no new work, dead loses what it has. */
+static void silent_worker(void **state)
+{
+    bool deaf = *state != NULL;
+    struct bench *bench = bench_start(2, NULL);
+    struct fake_client *client = &bench->clients[0];
+    struct fake_ask ask = ask_of(1, "chat-1");
+    fake_client_ask(client, &ask);
+    SPIN_UNTIL(bench->loop, 2000, requests_total(bench) == 1);
+    unsigned count;
+    struct fake_worker *first = holder(bench, &count);
+    struct fake_worker *second = first == &bench->workers[0] ? &bench->workers[1] : &bench->workers[0];
+    *(deaf ? &first->deaf : &first->mute) = true;
+    second->auto_tokens = 3;
+    SPIN_UNTIL(bench->loop, 1500, router_workers_ready(bench->router) == 1);
+    ask = ask_of(2, "chat-1"); /* the owner is only suspect: spill, the record stays */
+    fake_client_ask(client, &ask);
+    SPIN_UNTIL(bench->loop, 1000, client->streams[2].dones == 1);
+    assert_string_equal(client->streams[2].route, "spill");
+    assert_int_equal(client->streams[1].dones, 0);
+    SPIN_UNTIL(bench->loop, 3000, client->streams[1].dones == 1); /* dead after 2 s: moved */
+    assert_string_equal(client->streams[1].worker, second->name);
+
+    /* it wakes up: its late output of the old attempt is dropped */
+    uint64_t stale = stats_of(bench).stale;
+    first->mute = first->deaf = false;
+    SPIN_UNTIL(bench->loop, 3000, router_workers_ready(bench->router) == 2);
+    fake_worker_tokens(first, &first->requests[0], 0, 9);
+    fake_worker_done(first, &first->requests[0], 9);
+    SPIN_UNTIL(bench->loop, 2000, stats_of(bench).stale >= stale + 2);
+    assert_int_equal(fake_stream_ends(&client->streams[1]), 1);
+    assert_int_equal(client->streams[1].tokens, 3);
+    bench_stop(&bench);
+}
+
+/* This process stands still for longer than a worker may be silent: nobody is blamed for it. */
+static void own_stall(void **state)
+{
+    (void)state;
+    struct bench *bench = bench_start(2, NULL);
+    struct fake_client *client = &bench->clients[0];
+    struct fake_ask ask = ask_of(1, "chat-1");
+    fake_client_ask(client, &ask);
+    SPIN_UNTIL(bench->loop, 2000, requests_total(bench) == 1);
+    nanosleep(&(struct timespec){.tv_sec = 2, .tv_nsec = 500000000}, NULL);
+    let(bench, 500);
+    assert_int_equal(stats_of(bench).losses, 0);
+    assert_int_equal(fake_stream_ends(&client->streams[1]), 0); /* the client's lease (1 s) did not run out either */
+    assert_int_equal(requests_total(bench), 1);
+    assert_int_equal(router_workers_ready(bench->router), 2);
+    bench_stop(&bench);
+}
+
+static void two_losses_end_it(void **state)
+{
+    (void)state;
+    struct bench *bench = bench_start(3, NULL);
+    struct fake_client *client = &bench->clients[0];
+    struct fake_ask ask = ask_of(1, "chat-1");
+    fake_client_ask(client, &ask);
+    for (unsigned loss = 0; loss < 2; loss++) {
+        SPIN_UNTIL(bench->loop, 2000, requests_total(bench) == loss + 1);
+        for (unsigned i = 0; i < 3; i++) {
+            if (bench->workers[i].request_count > 0 && bench->workers[i].control)
+                fake_worker_kill(&bench->workers[i]);
+        }
+    }
+    SPIN_UNTIL(bench->loop, 2000, client->streams[1].errors == 1);
+    assert_int_equal(client->streams[1].error, WIRE_ERROR_WORKER_LOST);
+    let(bench, 100);
+    assert_int_equal(requests_total(bench), 2);
+    bench_stop(&bench);
+}
+
+/* Another process under the same address and name: what the old one had is lost, and dispatches name the new one. */
+static void worker_restarts(void **state)
+{
+    (void)state;
+    struct bench *bench = bench_start(1, NULL);
+    struct fake_client *client = &bench->clients[0];
+    struct fake_ask ask = ask_of(1, "chat-1");
+    fake_client_ask(client, &ask);
+    SPIN_UNTIL(bench->loop, 2000, requests_total(bench) == 1);
+    fake_worker_kill(&bench->workers[0]);
+    let(bench, 20);
+    fake_worker_start_at(&bench->workers[0], bench->loop, bench->zmq, "worker-a", bench->worker_control[0],
+                         bench->worker_data[0]);
+    bench->workers[0].auto_tokens = 2;
+    SPIN_UNTIL(bench->loop, 2000, client->streams[1].dones == 1); /* waited for a worker, which came */
+    assert_memory_equal(bench->workers[0].requests[0].incarnation, bench->workers[0].incarnation, WIRE_ID_BYTES);
+    ask = ask_of(2, "chat-1");
+    fake_client_ask(client, &ask);
+    SPIN_UNTIL(bench->loop, 2000, client->streams[2].dones == 1);
+    assert_string_equal(client->streams[2].route, "owner");
+    bench_stop(&bench);
+}
+
+static void no_worker(void **state)
+{
+    (void)state;
+    struct bench *bench = bench_start(0, NULL);
+    struct fake_client *client = &bench->clients[0];
+    struct fake_ask ask = ask_of(1, "chat-1"), hasty = ask_of(2, NULL), cancelled = ask_of(3, NULL);
+    hasty.deadline_ms = 300;
+    uint64_t begun = clock_now_ms();
+    fake_client_ask(client, &ask);
+    fake_client_ask(client, &hasty);
+    fake_client_ask(client, &cancelled);
+    let(bench, 50);
+    fake_client_cancel(client, &cancelled);
+    SPIN_UNTIL(bench->loop, 200, client->streams[3].errors == 1);
+    assert_int_equal(client->streams[3].error, WIRE_ERROR_CANCELLED);
+    SPIN_UNTIL(bench->loop, 1000, client->streams[2].errors == 1);
+    assert_int_equal(client->streams[2].error, WIRE_ERROR_DEADLINE);
+    assert_true(clock_now_ms() - begun < 1200);
+    SPIN_UNTIL(bench->loop, 4000, client->streams[1].errors == 1);
+    assert_true(clock_now_ms() - begun >= 1950);
+    assert_int_equal(client->streams[1].error, WIRE_ERROR_OVER_CAPACITY);
+    assert_string_equal(client->streams[1].detail, "no worker is ready");
+    assert_int_equal(client->streams[1].retry_after_ms, 1000);
+    assert_int_equal(router_in_flight(bench->router), 0);
+    bench_stop(&bench);
+}
+
+/* ---- ends ---- */
+
+static void cancel(void **state)
+{
+    (void)state;
+    struct bench *bench = bench_start(1, NULL);
+    struct fake_worker *worker = &bench->workers[0];
+    struct fake_client *client = &bench->clients[0];
+    struct fake_ask answered = ask_of(1, NULL), ignored = ask_of(2, NULL), foreign = ask_of(3, NULL);
+    fake_client_ask(client, &answered);
+    fake_client_ask(client, &ignored);
+    fake_client_ask(client, &foreign);
+    SPIN_UNTIL(bench->loop, 2000, worker->request_count == 3);
+    fake_worker_tokens(worker, &worker->requests[0], 0, 2);
+    SPIN_UNTIL(bench->loop, 2000, client->streams[1].tokens == 2);
+    fake_client_cancel(client, &answered);
+    SPIN_UNTIL(bench->loop, 2000, worker->cancel_count == 1);
+    assert_memory_equal(worker->last_cancel, answered.id, WIRE_ID_BYTES);
+    fake_worker_tokens(worker, &worker->requests[0], 2, 5); /* under way already: not passed on */
+    fake_worker_error(worker, &worker->requests[0], WIRE_ERROR_CANCELLED);
+    SPIN_UNTIL(bench->loop, 500, client->streams[1].errors == 1);
+    assert_int_equal(client->streams[1].error, WIRE_ERROR_CANCELLED);
+    assert_int_equal(client->streams[1].tokens, 2);
+
+    uint64_t begun = clock_now_ms();
+    fake_client_cancel(client, &ignored); /* the worker does not answer */
+    SPIN_UNTIL(bench->loop, 3000, client->streams[2].errors == 1);
+    assert_int_equal(client->streams[2].error, WIRE_ERROR_CANCELLED);
+    assert_in_range(clock_now_ms() - begun, 900, 1800);
+
+    fake_client_cancel(&bench->clients[1], &foreign); /* not its own */
+    let(bench, 100);
+    assert_int_equal(fake_stream_ends(&client->streams[3]), 0);
+    fake_worker_tokens(worker, &worker->requests[2], 0, 1);
+    fake_worker_done(worker, &worker->requests[2], 1);
+    SPIN_UNTIL(bench->loop, 2000, client->streams[3].dones == 1);
+    bench_stop(&bench);
+}
+
+static void deadline(void **state)
+{
+    (void)state;
+    struct bench *bench = bench_start(1, NULL);
+    struct fake_worker *worker = &bench->workers[0];
+    struct fake_client *client = &bench->clients[0];
+    struct fake_ask ask = ask_of(1, NULL);
+    ask.deadline_ms = 300;
+    uint64_t begun = clock_now_ms();
+    fake_client_ask(client, &ask);
+    SPIN_UNTIL(bench->loop, 2000, client->streams[1].errors == 1);
+    assert_int_equal(client->streams[1].error, WIRE_ERROR_DEADLINE);
+    assert_in_range(clock_now_ms() - begun, 290, 1300);
+    SPIN_UNTIL(bench->loop, 1000, worker->cancel_count == 1);
+    assert_int_equal(router_in_flight(bench->router), 0);
+    bench_stop(&bench);
+}
+
+/* The lease counts, not the connection. */
+static void client_lease_expires(void **state)
+{
+    (void)state;
+    struct bench *bench = bench_start(1, NULL);
+    struct fake_worker *worker = &bench->workers[0];
+    struct fake_ask ask = ask_of(1, NULL), other = ask_of(2, NULL);
+    fake_client_ask(&bench->clients[0], &ask);
+    fake_client_ask(&bench->clients[1], &other);
+    SPIN_UNTIL(bench->loop, 2000, worker->request_count == 2);
+    bench->clients[0].silent = true;
+    SPIN_UNTIL(bench->loop, 3000, worker->cancel_count == 1);
+    assert_memory_equal(worker->last_cancel, ask.id, WIRE_ID_BYTES);
+    assert_int_equal(router_in_flight(bench->router), 1);
+    assert_int_equal(fake_stream_ends(&bench->clients[1].streams[2]), 0);
+    /* it comes back: it gets the terminal, and may ask again */
+    bench->clients[0].silent = false;
+    SPIN_UNTIL(bench->loop, 2000, bench->clients[0].streams[1].errors == 1);
+    worker->auto_tokens = 1;
+    ask = ask_of(3, NULL);
+    fake_client_ask(&bench->clients[0], &ask);
+    SPIN_UNTIL(bench->loop, 2000, bench->clients[0].streams[3].dones == 1);
+    bench_stop(&bench);
+}
+
+/* It drops its data connection in the middle of a reply and comes back: nothing is cancelled, nothing is lost. */
+static void client_reconnects(void **state)
+{
+    (void)state;
+    struct bench *bench = bench_start(1, NULL);
+    struct fake_worker *worker = &bench->workers[0];
+    struct fake_client *client = &bench->clients[0];
+    struct fake_ask ask = ask_of(1, NULL);
+    fake_client_ask(client, &ask);
+    SPIN_UNTIL(bench->loop, 2000, worker->request_count == 1);
+    fake_worker_tokens(worker, &worker->requests[0], 0, 2);
+    SPIN_UNTIL(bench->loop, 2000, client->streams[1].tokens == 2);
+    struct fake_client again = *client;
+    channel_destroy(&client->data);
+    client->welcomed_data = false;
+    let(bench, 100);
+    fake_worker_tokens(worker, &worker->requests[0], 2, 2);
+    fake_worker_tokens(worker, &worker->requests[0], 4, 2);
+    fake_worker_done(worker, &worker->requests[0], 6);
+    let(bench, 100);
+    assert_int_equal(worker->cancel_count, 0);
+    again.role = WIRE_ROLE_CLIENT;
+    fake_client_start(&again, bench->loop, bench->zmq, router_control_endpoint(bench->router),
+                      router_data_endpoint(bench->router));
+    memcpy(again.session, client->session, WIRE_ID_BYTES); /* before its HELLO: the same process */
+    again.streams[1].tokens = 2;
+    SPIN_UNTIL(bench->loop, 2000, again.streams[1].dones == 1);
+    assert_int_equal(again.streams[1].tokens, 6);
+    assert_false(again.streams[1].gap);
+    fake_client_stop(&again);
+    bench_stop(&bench);
+}
+
+/* One that does not read its data connection: its streams end, the memory is bounded, others go on. */
+static void slow_client(void **state)
+{
+    (void)state;
+    struct bench *bench = bench_start(1, NULL);
+    struct fake_worker *worker = &bench->workers[0];
+    /* a raw socket, which nobody reads */
+    void *control = zmq_socket(bench->zmq, ZMQ_DEALER), *data = zmq_socket(bench->zmq, ZMQ_DEALER);
+    int one = 1, none = 0, small = 4096;
+    zmq_setsockopt(data, ZMQ_RCVHWM, &one, sizeof one);
+    zmq_setsockopt(data, ZMQ_RCVBUF, &small, sizeof small);
+    zmq_setsockopt(data, ZMQ_LINGER, &none, sizeof none);
+    zmq_setsockopt(control, ZMQ_LINGER, &none, sizeof none);
+    assert_int_equal(zmq_connect(control, router_control_endpoint(bench->router)), 0);
+    assert_int_equal(zmq_connect(data, router_data_endpoint(bench->router)), 0);
+    uint8_t session[WIRE_ID_BYTES], buffer[512];
+    hash_random(session, sizeof session);
+    for (unsigned side = 0; side < 2; side++) {
+        struct wire_message hello = {.kind = WIRE_HELLO,
+                                     .hello = {.version_min = 1,
+                                               .version_max = 1,
+                                               .session = wire_span_of(session, WIRE_ID_BYTES),
+                                               .role = WIRE_ROLE_CLIENT,
+                                               .connection = side ? WIRE_CONNECTION_DATA : WIRE_CONNECTION_CONTROL}};
+        zmq_send(side ? data : control, buffer, wire_encode(&hello, buffer), 0);
+    }
+    let(bench, 100);
+    struct fake_ask ask = ask_of(1, NULL);
+    struct wire_message head = {.kind = WIRE_HEAD,
+                                .head = {.request_id = wire_span_of(ask.id, WIRE_ID_BYTES),
+                                         .session = wire_span_of(session, WIRE_ID_BYTES),
+                                         .stream = 1,
+                                         .tenant = wire_span_str("slow"),
+                                         .deadline_ms = 60000,
+                                         .body_bytes = 4}};
+    zmq_send(data, buffer, wire_encode(&head, buffer), ZMQ_SNDMORE);
+    zmq_send(data, (const uint8_t[]){'R', WIRE_VERSION, WIRE_BODY, 0}, 4, 0);
+    SPIN_UNTIL(bench->loop, 2000, worker->request_count == 1);
+    uint64_t lease_due = clock_now_ms();
+    for (uint32_t first = 0; worker->cancel_count == 0 && first < 6000000; first += 1000) {
+        fake_worker_tokens(worker, &worker->requests[0], first, 1000); /* 5 KB */
+        if (first % 4000 == 0)
+            let(bench, 1);
+        if (clock_now_ms() > lease_due) { /* alive, only slow */
+            struct wire_message lease = {
+                .kind = WIRE_LEASE, .lease = {.session = wire_span_of(session, WIRE_ID_BYTES), .number = first + 1}};
+            zmq_send(control, buffer, wire_encode(&lease, buffer), 0);
+            lease_due = clock_now_ms() + 200;
+        }
+    }
+    SPIN_UNTIL(bench->loop, 2000, worker->cancel_count == 1);
+    assert_int_equal(stats_of(bench).errors[WIRE_ERROR_SLOW_READER], 1);
+    assert_int_equal(router_in_flight(bench->router), 0);
+    worker->auto_tokens = 3;
+    struct fake_ask other = ask_of(2, NULL);
+    fake_client_ask(&bench->clients[0], &other);
+    SPIN_UNTIL(bench->loop, 2000, bench->clients[0].streams[2].dones == 1);
+
+    /* it reads after all: some tokens, and the terminal last */
+    bool ended = false;
+    for (unsigned i = 0; i < 20000 && !ended; i++) {
+        zmq_msg_t frame;
+        zmq_msg_init(&frame);
+        int got = zmq_msg_recv(&frame, data, ZMQ_DONTWAIT);
+        struct wire_message message;
+        if (got > 0 && wire_decode(zmq_msg_data(&frame), zmq_msg_size(&frame), &message) == STATUS_OK) {
+            if (message.kind == WIRE_ERROR) {
+                ended = true;
+                assert_int_equal(message.error.code, WIRE_ERROR_SLOW_READER);
+                assert_int_equal(message.error.stream, 1);
+            }
+            wire_message_free(&message);
+        }
+        zmq_msg_close(&frame);
+        if (got < 0)
+            let(bench, 1);
+    }
+    assert_true(ended);
+    zmq_close(control);
+    zmq_close(data);
+    bench_stop(&bench);
+}
+
+/* ---- repeats and lies ---- */
+
+static void duplicate_id(void **state)
+{
+    (void)state;
+    struct bench *bench = bench_start(1, NULL);
+    struct fake_worker *worker = &bench->workers[0];
+    struct fake_client *client = &bench->clients[0], *other = &bench->clients[1];
+    struct fake_ask ask = ask_of(1, NULL);
+    fake_client_ask(client, &ask);
+    SPIN_UNTIL(bench->loop, 2000, worker->request_count == 1);
+
+    struct fake_ask copy = ask; /* another session */
+    copy.stream = 9;
+    fake_client_ask(other, &copy);
+    SPIN_UNTIL(bench->loop, 2000, other->streams[9].errors == 1);
+    assert_int_equal(other->streams[9].error, WIRE_ERROR_CONFLICT);
+    copy.stream = 10; /* the same session, not counted up */
+    fake_client_ask(client, &copy);
+    SPIN_UNTIL(bench->loop, 2000, client->streams[10].errors == 1);
+    assert_int_equal(client->streams[10].error, WIRE_ERROR_CONFLICT);
+    struct fake_ask same_stream = ask_of(11, NULL);
+    same_stream.stream = 1;
+    fake_client_ask(client, &same_stream);
+    SPIN_UNTIL(bench->loop, 2000, client->streams[1].errors == 1); /* about the other id; the stream itself goes on */
+    assert_int_equal(client->streams[1].error, WIRE_ERROR_CONFLICT);
+    client->streams[1].errors = 0;
+    uint64_t stale = stats_of(bench).stale;
+    fake_client_ask(client, &ask); /* the very same frame again: dropped */
+    SPIN_UNTIL(bench->loop, 2000, stats_of(bench).stale == stale + 1);
+    copy.tenant = "somebody-else"; /* another tenant: another request */
+    copy.stream = 12;
+    fake_client_ask(client, &copy);
+    SPIN_UNTIL(bench->loop, 2000, worker->request_count == 2);
+
+    fake_worker_tokens(worker, &worker->requests[0], 0, 2);
+    SPIN_UNTIL(bench->loop, 2000, client->streams[1].tokens == 2);
+    struct fake_ask newer = ask; /* counted up, on another stream: it is re-bound and seen from its start */
+    newer.attempt_client = 2;
+    newer.stream = 13;
+    fake_client_ask(client, &newer);
+    SPIN_UNTIL(bench->loop, 2000, worker->request_count == 3);
+    assert_memory_equal(worker->requests[2].id, ask.id, WIRE_ID_BYTES);
+    assert_int_equal(worker->requests[2].attempt.client, 2);
+    fake_worker_tokens(worker, &worker->requests[0], 2, 2); /* of the older attempt */
+    fake_worker_tokens(worker, &worker->requests[2], 0, 3);
+    fake_worker_done(worker, &worker->requests[2], 3);
+    SPIN_UNTIL(bench->loop, 2000, client->streams[13].dones == 1);
+    assert_int_equal(client->streams[13].tokens, 3);
+    assert_int_equal(client->streams[13].attempt.client, 2);
+    assert_false(client->streams[13].gap);
+    assert_int_equal(client->streams[1].tokens, 2);
+    assert_int_equal(fake_stream_ends(&client->streams[1]), 0);
+    bench_stop(&bench);
+}
+
+static void stale_and_skipping_worker(void **state)
+{
+    (void)state;
+    struct bench *bench = bench_start(1, NULL);
+    struct fake_worker *worker = &bench->workers[0];
+    struct fake_client *client = &bench->clients[0];
+    for (uint32_t stream = 1; stream <= 3; stream++) {
+        struct fake_ask ask = ask_of(stream, NULL);
+        fake_client_ask(client, &ask);
+    }
+    SPIN_UNTIL(bench->loop, 2000, worker->request_count == 3);
+    struct fake_request forged = worker->requests[0];
+    forged.attempt.router += 1;
+    fake_worker_tokens(worker, &forged, 0, 4);
+    fake_worker_done(worker, &forged, 4);
+    forged = worker->requests[0];
+    forged.stream += 1000;
+    fake_worker_done(worker, &forged, 4);
+    SPIN_UNTIL(bench->loop, 2000, stats_of(bench).stale == 3);
+    assert_int_equal(client->streams[1].tokens, 0);
+
+    fake_worker_tokens(worker, &worker->requests[0], 0, 4);
+    fake_worker_tokens(worker, &worker->requests[0], 0, 4); /* sent again after a reconnect: dropped */
+    fake_worker_tokens(worker, &worker->requests[0], 4, 1);
+    fake_worker_done(worker, &worker->requests[0], 5);
+    SPIN_UNTIL(bench->loop, 2000, client->streams[1].dones == 1);
+    assert_false(client->streams[1].gap);
+    assert_int_equal(client->streams[1].tokens, 5);
+
+    fake_worker_tokens(worker, &worker->requests[1], 3, 1); /* jumps */
+    SPIN_UNTIL(bench->loop, 2000, client->streams[2].errors == 1);
+    assert_int_equal(client->streams[2].error, WIRE_ERROR_INTERNAL);
+    fake_worker_tokens(worker, &worker->requests[2], 0, 1);
+    fake_worker_done(worker, &worker->requests[2], 2); /* counts one that never came */
+    SPIN_UNTIL(bench->loop, 2000, client->streams[3].errors == 1);
+    assert_int_equal(client->streams[3].error, WIRE_ERROR_INTERNAL);
+    bench_stop(&bench);
+}
+
+static void refusals_try_the_next(void **state)
+{
+    (void)state;
+    struct bench *bench = bench_start(2, NULL);
+    struct fake_client *client = &bench->clients[0];
+    struct fake_ask ask = ask_of(1, "chat-1");
+    fake_client_ask(client, &ask);
+    SPIN_UNTIL(bench->loop, 2000, requests_total(bench) == 1);
+    unsigned count;
+    struct fake_worker *first = holder(bench, &count);
+    struct fake_worker *second = first == &bench->workers[0] ? &bench->workers[1] : &bench->workers[0];
+    fake_worker_error(first, &first->requests[0], WIRE_ERROR_OVER_CAPACITY);
+    SPIN_UNTIL(bench->loop, 2000, second->request_count == 1);
+    assert_int_equal(second->requests[0].loss_count, 0);
+    fake_worker_wrong_owner(second, &second->requests[0]); /* nobody is left: the client hears of it */
+    SPIN_UNTIL(bench->loop, 2000, client->streams[1].errors == 1);
+    assert_int_equal(client->streams[1].error, WIRE_ERROR_OVER_CAPACITY);
+    assert_int_equal(stats_of(bench).retries, 1);
+
+    ask = ask_of(2, NULL); /* other errors are passed on at once */
+    fake_client_ask(client, &ask);
+    SPIN_UNTIL(bench->loop, 2000, requests_total(bench) == 3);
+    for (unsigned i = 0; i < 2; i++) {
+        struct fake_worker *worker = &bench->workers[i];
+        if (worker->request_count == 2)
+            fake_worker_error(worker, &worker->requests[1], WIRE_ERROR_INVALID);
+    }
+    SPIN_UNTIL(bench->loop, 2000, client->streams[2].errors == 1);
+    assert_int_equal(client->streams[2].error, WIRE_ERROR_INVALID);
+    assert_string_equal(client->streams[2].detail, "as the test said");
+    assert_int_equal(client->streams[2].retry_after_ms, 70);
+    bench_stop(&bench);
+}
+
+/* Refusals of everything must not multiply the load: 10% of the traffic, and 10 to begin with. */
+static void retry_budget(void **state)
+{
+    (void)state;
+    struct bench *bench = bench_start(2, NULL);
+    struct fake_client *client = &bench->clients[0];
+    for (uint32_t stream = 1; stream <= 60; stream++) {
+        struct fake_ask ask = ask_of(stream, NULL);
+        fake_client_ask(client, &ask);
+    }
+    unsigned seen[2] = {0, 0};
+    uint64_t end = clock_now_ms() + 3000;
+    while (router_in_flight(bench->router) > 0 || seen[0] + seen[1] < 60) {
+        for (unsigned i = 0; i < 2; i++)
+            while (seen[i] < bench->workers[i].request_count)
+                fake_worker_error(&bench->workers[i], &bench->workers[i].requests[seen[i]++], WIRE_ERROR_OVER_CAPACITY);
+        let(bench, 1);
+        assert_true(clock_now_ms() < end);
+    }
+    assert_in_range(stats_of(bench).retries, 5, 17);
+    assert_int_equal(stats_of(bench).errors[WIRE_ERROR_OVER_CAPACITY], 60);
+    bench_stop(&bench);
+}
+
+/* The worker's grant of unacknowledged bodies: the third body waits until the first two are acknowledged. */
+static void worker_grant(void **state)
+{
+    (void)state;
+    struct bench *bench = bench_start(1, NULL);
+    struct fake_worker *worker = &bench->workers[0];
+    struct fake_client *client = &bench->clients[0];
+    for (uint32_t stream = 1; stream <= 9; stream++) { /* 9 x 500 KB: the default grant of 4 MiB takes 8 */
+        struct fake_ask ask = ask_of(stream, NULL);
+        ask.body_size = 500000;
+        fake_client_ask(client, &ask);
+        let(bench, 5);
+    }
+    SPIN_UNTIL(bench->loop, 3000, worker->request_count == 8);
+    let(bench, 100);
+    assert_int_equal(worker->request_count, 8);
+    fake_worker_ack(worker, &worker->requests[0]);
+    SPIN_UNTIL(bench->loop, 2000, worker->request_count == 9 || fake_stream_ends(&client->streams[9]) == 1);
+    bench_stop(&bench);
+}
+
+static void limits(void **state)
+{
+    (void)state;
+    struct router_settings settings = default_settings();
+    settings.in_flight_max = 3;
+    struct bench *bench = bench_start(1, &settings);
+    struct fake_worker *worker = &bench->workers[0];
+    struct fake_client *client = &bench->clients[0];
+    for (uint32_t stream = 1; stream <= 4; stream++) {
+        struct fake_ask ask = ask_of(stream, NULL);
+        fake_client_ask(client, &ask);
+    }
+    SPIN_UNTIL(bench->loop, 2000, client->streams[4].errors == 1);
+    assert_int_equal(client->streams[4].error, WIRE_ERROR_OVER_CAPACITY);
+    assert_true(client->streams[4].retry_after_ms > 0);
+    SPIN_UNTIL(bench->loop, 2000, worker->request_count == 3);
+    fake_worker_done(worker, &worker->requests[0], 0);
+    SPIN_UNTIL(bench->loop, 2000, client->streams[1].dones == 1);
+    struct fake_ask ask = ask_of(5, NULL);
+    fake_client_ask(client, &ask);
+    SPIN_UNTIL(bench->loop, 2000, worker->request_count == 4);
+    SPIN_UNTIL(bench->loop, 2000, client->acknowledged_bytes >= 400); /* the refused one and the finished one */
+    bench_stop(&bench);
+}
+
+/* ---- bad input ---- */
+
+static void bad_requests(void **state)
+{
+    (void)state;
+    struct bench *bench = bench_start(1, NULL);
+    struct fake_worker *worker = &bench->workers[0];
+    struct fake_client *client = &bench->clients[0];
+    struct fake_ask ask = ask_of(1, NULL);
+    ask.body_size = WIRE_BODY_BYTES_MAX + 100;
+    fake_client_ask(client, &ask);
+    ask = ask_of(2, NULL);
+    ask.body_bytes_off = 1;
+    fake_client_ask(client, &ask);
+    ask = ask_of(3, NULL);
+    ask.no_body = true;
+    fake_client_ask(client, &ask);
+    ask = ask_of(4, NULL);
+    ask.resume = true;
+    fake_client_ask(client, &ask);
+    static const enum wire_error_code expected[] = {0, WIRE_ERROR_TOO_LARGE, WIRE_ERROR_INVALID, WIRE_ERROR_INVALID,
+                                                    WIRE_ERROR_UNSUPPORTED};
+    for (uint32_t stream = 1; stream <= 4; stream++) {
+        SPIN_UNTIL(bench->loop, 2000, client->streams[stream].errors == 1);
+        assert_int_equal(client->streams[stream].error, expected[stream]);
+    }
+    assert_non_null(strstr(client->streams[4].detail, "resume"));
+    assert_int_equal(worker->request_count, 0);
+
+    /* not its session */
+    struct fake_client stranger = *client;
+    hash_random(stranger.session, WIRE_ID_BYTES);
+    ask = ask_of(5, NULL);
+    fake_client_ask(&stranger, &ask); /* over the first one's connection, with another session */
+    SPIN_UNTIL(bench->loop, 2000, client->streams[5].errors == 1);
+    assert_int_equal(client->streams[5].error, WIRE_ERROR_INVALID);
+    struct fake_client thief = bench->clients[1];
+    memcpy(thief.session, client->session, WIRE_ID_BYTES); /* the first one's session over the second's connection */
+    ask = ask_of(6, NULL);
+    fake_client_ask(&thief, &ask);
+    SPIN_UNTIL(bench->loop, 2000, bench->clients[1].streams[6].errors == 1);
+
+    worker->auto_tokens = 2;
+    ask = ask_of(7, NULL);
+    ask.body_size = WIRE_BODY_BYTES_MAX;
+    fake_client_ask(client, &ask);
+    SPIN_UNTIL(bench->loop, 3000, client->streams[7].dones == 1);
+    bench_stop(&bench);
+}
+
+static void malformed_everywhere(void **state)
+{
+    (void)state;
+    struct bench *bench = bench_start(1, NULL);
+    struct fake_worker *worker = &bench->workers[0];
+    struct fake_client *client = &bench->clients[0];
+    static const uint8_t samples[][12] = {{0},
+                                          {'R'},
+                                          {'R', 1, 3},
+                                          {'R', 1, 3, 0},
+                                          {'R', 1, 4, 0, 0xff, 0xff, 0xff},
+                                          {'R', 1, 99, 0},
+                                          {'R', 9, 1, 0},
+                                          {'G', 'E', 'T', ' ', '/'},
+                                          {'R', 1, 1, 0, 0x0a, 0x7f},
+                                          {'R', 1, 6, 0, 0x0a, 0x04, 1, 0, 0, 0},
+                                          {'R', 1, 2, 0},
+                                          {'R', 1, 13, 0}};
+    for (unsigned round = 0; round < 3; round++) {
+        for (unsigned i = 0; i < sizeof samples / sizeof samples[0]; i++) {
+            for (unsigned size = 0; size <= 12; size += 3) {
+                for (unsigned data = 0; data < 2; data++) {
+                    fake_client_send_bytes(client, data, samples[i], size);
+                    fake_worker_send_bytes(worker, data, samples[i], size);
+                }
+            }
+        }
+        let(bench, 20);
+    }
+    let(bench, 100);
+    assert_true(stats_of(bench).malformed > 100);
+    assert_in_range(client->connection_errors, 1, 80); /* 10 a second and connection */
+    struct wire_message unsupported[] = {{.kind = WIRE_DRAIN, .drain = {.worker = wire_span_str("worker-a")}},
+                                         {.kind = WIRE_ATTACH,
+                                          .attach = {.request_id = wire_span_of(client->session, 16),
+                                                     .tenant = wire_span_str("default"),
+                                                     .session = wire_span_of(client->session, 16)}}};
+    let(bench, 1100);
+    for (unsigned i = 0; i < 2; i++) {
+        client->connection_errors = 0;
+        fake_client_send(client, false, &unsupported[i]);
+        SPIN_UNTIL(bench->loop, 1000, client->connection_errors == 1);
+        assert_int_equal(client->connection_error, WIRE_ERROR_UNSUPPORTED);
+    }
+    /* the connections stayed, and everything still works */
+    worker->auto_tokens = 2;
+    struct fake_ask ask = ask_of(1, "chat");
+    fake_client_ask(client, &ask);
+    SPIN_UNTIL(bench->loop, 2000, client->streams[1].dones == 1);
+    assert_int_equal(router_workers_ready(bench->router), 1);
+    bench_stop(&bench);
+}
+
+static void wrong_hello(void **state)
+{
+    (void)state;
+    struct bench *bench = bench_start(0, NULL);
+    const char *control = router_control_endpoint(bench->router), *data = router_data_endpoint(bench->router);
+    static const enum wire_role roles[] = {WIRE_ROLE_ROUTER, WIRE_ROLE_WORKER, WIRE_ROLE_OPERATOR, WIRE_ROLE_CLIENT};
+    for (unsigned i = 0; i < 4; i++) {
+        struct fake_client client = {.role = roles[i], .version = roles[i] == WIRE_ROLE_CLIENT ? 7 : 1};
+        fake_client_start(&client, bench->loop, bench->zmq, control, data);
+        SPIN_UNTIL(bench->loop, 2000, client.connection_errors == 2);
+        assert_int_equal(client.connection_error, WIRE_ERROR_UNSUPPORTED);
+        assert_false(fake_client_ready(&client));
+        fake_client_stop(&client);
+    }
+    struct fake_client crossed = {.role = WIRE_ROLE_CLIENT};
+    fake_client_start(&crossed, bench->loop, bench->zmq, data, control);
+    SPIN_UNTIL(bench->loop, 2000, crossed.connection_errors == 2);
+    assert_int_equal(crossed.connection_error, WIRE_ERROR_INVALID);
+    fake_client_stop(&crossed);
+    bench_stop(&bench);
+}
+
+/* ---- drain ---- */
+
+static void on_drained(void *user)
+{
+    *(bool *)user = true;
+}
+
+static void drain(void **state)
+{
+    (void)state;
+    struct bench *bench = bench_start(1, NULL);
+    struct fake_worker *worker = &bench->workers[0];
+    struct fake_client *client = &bench->clients[0];
+    struct fake_ask ask = ask_of(1, NULL), late = ask_of(2, NULL);
+    fake_client_ask(client, &ask);
+    SPIN_UNTIL(bench->loop, 2000, worker->request_count == 1);
+    bool drained = false;
+    router_drain(bench->router, 5000, on_drained, &drained);
+    SPIN_UNTIL(bench->loop, 2000, client->goaways == 1 && bench->clients[1].goaways == 1);
+    fake_client_ask(client, &late);
+    SPIN_UNTIL(bench->loop, 2000, client->streams[2].errors == 1);
+    assert_int_equal(client->streams[2].error, WIRE_ERROR_OVER_CAPACITY);
+    assert_non_null(strstr(client->streams[2].detail, "draining"));
+    assert_true(client->streams[2].retry_after_ms > 0);
+    let(bench, 300);
+    assert_false(drained);
+    fake_worker_tokens(worker, &worker->requests[0], 0, 2);
+    fake_worker_done(worker, &worker->requests[0], 2);
+    SPIN_UNTIL(bench->loop, 2000, drained);
+    assert_int_equal(client->streams[1].dones, 1);
+    bench_stop(&bench);
+}
+
+/* A worker that drains takes nothing new; its conversations are taken over. */
+static void worker_drains(void **state)
+{
+    (void)state;
+    struct bench *bench = bench_start(2, NULL);
+    struct fake_client *client = &bench->clients[0];
+    for (unsigned i = 0; i < 2; i++)
+        bench->workers[i].auto_tokens = 1;
+    struct fake_ask ask = ask_of(1, "chat");
+    fake_client_ask(client, &ask);
+    SPIN_UNTIL(bench->loop, 2000, client->streams[1].dones == 1);
+    unsigned count;
+    struct fake_worker *owner = holder(bench, &count);
+    owner->life = WIRE_LIFE_DRAINING;
+    SPIN_UNTIL(bench->loop, 2000, router_workers_ready(bench->router) == 1);
+    ask = ask_of(2, "chat");
+    fake_client_ask(client, &ask);
+    SPIN_UNTIL(bench->loop, 2000, client->streams[2].dones == 1);
+    assert_string_equal(client->streams[2].route, "owner-dead");
+    assert_true(client->streams[2].epoch > client->streams[1].epoch);
+    assert_int_equal(owner->request_count, 1);
+    bench_stop(&bench);
+}
+
+int main(void)
+{
+    static int deaf = 1;
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(happy_path),
+        cmocka_unit_test(two_clients),
+        cmocka_unit_test(tokens_are_batched),
+        cmocka_unit_test(lost_before_tokens),
+        cmocka_unit_test(lost_after_tokens),
+        cmocka_unit_test(silent_worker),
+        {"deaf_worker", silent_worker, NULL, NULL, &deaf},
+        cmocka_unit_test(own_stall),
+        cmocka_unit_test(two_losses_end_it),
+        cmocka_unit_test(worker_restarts),
+        cmocka_unit_test(no_worker),
+        cmocka_unit_test(cancel),
+        cmocka_unit_test(deadline),
+        cmocka_unit_test(client_lease_expires),
+        cmocka_unit_test(client_reconnects),
+        cmocka_unit_test(slow_client),
+        cmocka_unit_test(duplicate_id),
+        cmocka_unit_test(stale_and_skipping_worker),
+        cmocka_unit_test(refusals_try_the_next),
+        cmocka_unit_test(retry_budget),
+        cmocka_unit_test(worker_grant),
+        cmocka_unit_test(limits),
+        cmocka_unit_test(bad_requests),
+        cmocka_unit_test(malformed_everywhere),
+        cmocka_unit_test(wrong_hello),
+        cmocka_unit_test(drain),
+        cmocka_unit_test(worker_drains),
+    };
+    struct log_config log = {
+        .program = "test", .level = getenv("ROOST_TEST_LOG") ? LOG_LEVEL_DEBUG : LOG_LEVEL_ERROR, .fd = 2};
+    log_setup(&log);
+    if (hash_setup() != STATUS_OK)
+        return 1;
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
