@@ -1,0 +1,25 @@
+/* fake_engine.h - engine.h with its timing in the test's hands. A prompt has as many tokens as its texts have bytes; token i of a reply
+ * is fake_engine_token(prompt tokens, i) and its text a word. Each decoded token takes one permit. */
+#ifndef ROOST_TESTS_FAKE_ENGINE_H
+#define ROOST_TESTS_FAKE_ENGINE_H
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include "common/status.h"
+#include "worker/engine/engine.h"
+
+#define FAKE_CONTEXT 4096u
+#define FAKE_PERMITS_ALL (-1)
+
+void fake_engine_reset(void);                          /* permits for everything, loads at once, small texts */
+void fake_engine_permit(int tokens);                   /* adds; FAKE_PERMITS_ALL: no limit; resets with fake_engine_hold */
+void fake_engine_hold(void);                           /* no permits from now on */
+void fake_engine_load(bool may_finish, enum status st);   /* what engine_create does */
+void fake_engine_text_bytes(size_t bytes);             /* of each token from now on; 0: a word */
+void fake_engine_fail_next(enum status st);            /* the next decoded token fails its job */
+void fake_engine_stuck(bool stuck);                    /* the next step does not end */
+unsigned fake_engine_cancels(void);                    /* jobs that were open when they were cancelled */
+void fake_engine_last(struct engine_request *out);     /* numbers of the last submit; pointers are NULL */
+uint32_t fake_engine_token(uint32_t prompt_tokens, uint32_t index);
+
+#endif

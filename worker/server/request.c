@@ -1,0 +1,215 @@
+/* request.c - owns nothing but the requests it hands out. Thread-safe: no state (a request itself belongs to one thread
+ * at a time). */
+#include "worker/server/request.h"
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "common/hash.h"
+
+void refusal_set(struct refusal *refusal, enum wire_error_code code, const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    refusal->code = code;
+    refusal->retry_after_ms = 0;
+    vsnprintf(refusal->detail, sizeof refusal->detail, format, args);
+    va_end(args);
+}
+
+enum wire_error_code refusal_code(enum status st, enum wire_error_code limit)
+{
+    switch (st) {
+    case STATUS_TIMEOUT: return WIRE_ERROR_DEADLINE;
+    case STATUS_CANCELLED: return WIRE_ERROR_CANCELLED;
+    case STATUS_LIMIT: return limit;
+    case STATUS_AGAIN: return WIRE_ERROR_OVER_CAPACITY;
+    case STATUS_INVALID: return WIRE_ERROR_INVALID;
+    case STATUS_UNSUPPORTED: return WIRE_ERROR_UNSUPPORTED;
+    default: return WIRE_ERROR_INTERNAL;
+    }
+}
+
+/* The first field that asks for something this version does not do; NULL if none. */
+static const char *unsupported_field(const struct wire_head *head, const struct wire_body *body)
+{
+    const struct wire_sampling *sampling = &body->sampling;
+    const struct {
+        bool asked;
+        const char *field;
+    } fields[] = {
+        {head->resume.counts.size > 0 || head->resume.ids.size > 0, "resume"},
+        {sampling->choices > 1, "sampling.choices"},
+        {sampling->top_p > 0 && sampling->top_p < 1, "sampling.top_p"}, /* 1 keeps everything, as 0 does */
+        {sampling->top_k > 0, "sampling.top_k"},
+        {sampling->min_p > 0, "sampling.min_p"},
+        {sampling->repetition_penalty != 0 && sampling->repetition_penalty != 1, "sampling.repetition_penalty"},
+        {sampling->presence_penalty != 0, "sampling.presence_penalty"},
+        {sampling->frequency_penalty != 0, "sampling.frequency_penalty"},
+        {sampling->tokens_min > 0, "sampling.tokens_min"},
+        {sampling->stop_count > 0, "sampling.stop"},
+        {sampling->stop_ids.size > 0, "sampling.stop_ids"},
+        {sampling->bias_ids.size > 0, "sampling.bias_ids"},
+        {sampling->logprobs > 0, "sampling.logprobs"},
+        {sampling->prompt_logprobs, "sampling.prompt_logprobs"},
+        {body->history.size > 0, "history"},
+        {body->truncate, "truncate"},
+    };
+    for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)
+        if (fields[i].asked)
+            return fields[i].field;
+    return NULL;
+}
+
+static enum status check_head(const struct wire_head *head, size_t body_size, struct refusal *refusal)
+{
+    if (body_size > wire_frame_bytes_max(WIRE_BODY)) {
+        refusal_set(refusal, WIRE_ERROR_TOO_LARGE, "body: %zu bytes, at most %zu are taken", body_size,
+                    wire_frame_bytes_max(WIRE_BODY));
+        return STATUS_LIMIT;
+    }
+    if (head->body_bytes != 0 && head->body_bytes != body_size) {
+        refusal_set(refusal, WIRE_ERROR_INVALID, "the head says %u bytes of body, %zu came", head->body_bytes,
+                    body_size);
+        return STATUS_INVALID;
+    }
+    return STATUS_OK;
+}
+
+static enum engine_role role_of(enum wire_message_role role)
+{
+    switch (role) {
+    case WIRE_MESSAGE_ASSISTANT: return ENGINE_ROLE_ASSISTANT;
+    case WIRE_MESSAGE_SYSTEM: return ENGINE_ROLE_SYSTEM;
+    default: return ENGINE_ROLE_USER;
+    }
+}
+
+static enum status take_messages(struct request *request, const struct wire_body *body)
+{
+    request->messages = calloc(body->message_count, sizeof *request->messages);
+    if (!request->messages)
+        return STATUS_NO_MEMORY;
+    for (unsigned i = 0; i < body->message_count; i++) {
+        const struct wire_chat_message *from = &body->messages[i];
+        request->messages[i] = (struct engine_message){
+            .role = role_of(from->role),
+            .name = (const char *)from->name.data,
+            .name_size = from->name.size,
+            .text = (const char *)from->text.data,
+            .text_size = from->text.size,
+        };
+    }
+    request->engine.messages = request->messages;
+    request->engine.message_count = body->message_count;
+    return STATUS_OK;
+}
+
+static enum status take_prompt_ids(struct request *request, struct wire_span column)
+{
+    size_t count = column.size / sizeof(uint32_t);
+    request->prompt_ids = malloc(column.size);
+    if (!request->prompt_ids)
+        return STATUS_NO_MEMORY;
+    for (size_t i = 0; i < count; i++)
+        request->prompt_ids[i] = wire_u32_at(column, i);
+    request->engine.prompt_ids = request->prompt_ids;
+    request->engine.prompt_id_count = (unsigned)count;
+    return STATUS_OK;
+}
+
+static void take_head(struct request *request, const struct wire_head *head, uint64_t now_ms)
+{
+    struct engine_request *engine = &request->engine;
+    memcpy(engine->request_id, head->request_id.data, sizeof engine->request_id);
+    memcpy(request->tenant, head->tenant.data, head->tenant.size);
+    engine->tenant = request->tenant;
+    engine->tenant_size = head->tenant.size;
+    engine->seed = head->seed;
+    engine->seed_given = head->seed_given;
+    engine->priority = head->priority;
+    engine->deadline_ms = now_ms + (head->deadline_ms ? head->deadline_ms : WIRE_DEADLINE_MS_DEFAULT);
+}
+
+static enum status take_body(struct request *request)
+{
+    const struct wire_body *body = &request->body.body;
+    struct engine_request *engine = &request->engine;
+    engine->reply_name = (const char *)body->reply_name.data;
+    engine->reply_name_size = body->reply_name.size;
+    engine->temperature = body->sampling.temperature;
+    engine->tokens_max = body->sampling.tokens_max;
+    return body->message_count ? take_messages(request, body) : take_prompt_ids(request, body->prompt_ids);
+}
+
+enum status request_create(const struct wire_head *head, zmq_msg_t *body_frame, uint64_t now_ms, struct request **out,
+                           struct refusal *refusal)
+{
+    TRY(check_head(head, zmq_msg_size(body_frame), refusal));
+    struct request *request = calloc(1, sizeof *request);
+    if (!request) {
+        refusal_set(refusal, WIRE_ERROR_OVER_CAPACITY, "no memory for the request");
+        return STATUS_NO_MEMORY;
+    }
+    zmq_msg_init(&request->frame);
+    /* Decoded where it stays: ZeroMQ keeps small messages inside zmq_msg_t, so spans must point into the final one. */
+    zmq_msg_move(&request->frame, body_frame);
+    enum wire_kind kind;
+    const char *field;
+    enum status st = wire_peek(zmq_msg_data(&request->frame), zmq_msg_size(&request->frame), &kind, NULL);
+    if (st == STATUS_OK && kind != WIRE_BODY)
+        st = STATUS_FAIL(STATUS_INVALID, "the second frame of a request is a body, not %s", wire_kind_name(kind));
+    if (st == STATUS_OK)
+        st = wire_decode(zmq_msg_data(&request->frame), zmq_msg_size(&request->frame), &request->body);
+    if (st != STATUS_OK) {
+        refusal_set(refusal, refusal_code(st, WIRE_ERROR_TOO_LARGE), "body: %s", status_detail());
+        goto fail;
+    }
+    if ((field = unsupported_field(head, &request->body.body))) {
+        refusal_set(refusal, WIRE_ERROR_UNSUPPORTED, "%s is not supported by this worker yet", field);
+        st = STATUS_UNSUPPORTED;
+        goto fail;
+    }
+    take_head(request, head, now_ms);
+    if ((st = take_body(request)) != STATUS_OK) {
+        refusal_set(refusal, WIRE_ERROR_OVER_CAPACITY, "no memory for the request");
+        goto fail;
+    }
+    *out = request;
+    return STATUS_OK;
+fail:
+    zmq_msg_move(body_frame, &request->frame);
+    request_destroy(&request);
+    return st;
+}
+
+void request_destroy(struct request **request_pointer)
+{
+    struct request *request = request_pointer ? *request_pointer : NULL;
+    if (!request)
+        return;
+    wire_message_free(&request->body);
+    zmq_msg_close(&request->frame);
+    free(request->messages);
+    free(request->prompt_ids);
+    free(request);
+    *request_pointer = NULL;
+}
+
+/* Fixed-width lengths before each piece, so that two different requests never give the same bytes. */
+void request_content(const struct wire_head *head, const void *body, size_t body_size, uint8_t out[32])
+{
+    uint8_t digests[32 + 2 * (1 + WIRE_NAME_MAX) + 9] = {0};
+    size_t at = 32;
+    hash_digest(body, body_size, NULL, 0, digests);
+    const struct wire_span names[] = {head->conversation, head->model};
+    for (size_t i = 0; i < 2; i++) {
+        digests[at++] = (uint8_t)names[i].size;
+        if (names[i].size)
+            memcpy(digests + at, names[i].data, names[i].size);
+        at += names[i].size;
+    }
+    digests[at++] = head->seed_given;
+    memcpy(digests + at, &head->seed, sizeof head->seed);
+    hash_digest(digests, at + sizeof head->seed, NULL, 0, out);
+}
