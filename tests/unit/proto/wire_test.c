@@ -12,6 +12,7 @@
 
 #include "common/clock.h"
 #include "proto/wire.h"
+#include "tests/unit/seed.h"
 #include "wire_samples.h"
 
 struct buffer {
@@ -336,8 +337,8 @@ static void test_every_bit_flipped(void **state)
     assert_true(refused > total / 10);
 }
 
-static uint64_t random_state = 42;
-static uint32_t random_u32(void) /* xorshift64*, seeded: every run is the same */
+static uint64_t random_state;
+static uint32_t random_u32(void) /* xorshift64* */
 {
     random_state ^= random_state >> 12;
     random_state ^= random_state << 25;
@@ -348,6 +349,7 @@ static uint32_t random_u32(void) /* xorshift64*, seeded: every run is the same *
 static void test_random_damage(void **state)
 {
     (void)state;
+    random_state = test_seed(0);
     for (unsigned round = 0; round < 60000; round++) {
         enum wire_kind kind = (enum wire_kind)(1 + random_u32() % (WIRE_KIND_COUNT - 1));
         struct wire_message sample = wire_sample(kind);

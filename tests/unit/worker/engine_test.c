@@ -108,7 +108,7 @@ static void equal(uint32_t warm_chunk, uint32_t cold_chunk, uint32_t warm_pages,
     enum { TALKS = 4 };
     static struct talk talks[TALKS];
     struct client warm, cold;
-    uint64_t rng = warm_chunk * 1000003 + cold_chunk, cached = 0;
+    uint64_t rng = test_seed(warm_chunk * 1000003 + cold_chunk), cached = 0;
     const struct client_job *replies[TALKS] = {NULL};
     static struct client_job last[TALKS];
     struct engine *warm_engine = make_engine(warm_pages, warm_chunk), *cold_engine = make_engine(PAGES, cold_chunk);

@@ -212,7 +212,7 @@ static void random_operations_equal_the_plain_cache(void **state)
     struct kv_cache *cache = cache_create(ARENA, &backend);
     static struct plain plain;
     plain = (struct plain){.page_limit = ARENA, .pinned = -1};
-    uint64_t rng = 2024, shared = 0, refused = 0;
+    uint64_t rng = test_seed(0), shared = 0, refused = 0;
     for (int step = 0; step < 60000; step++) {
         const uint32_t what = rng_below(&rng, 100);
         if (what < 30 && plain.open_count < OPEN_MAX) {

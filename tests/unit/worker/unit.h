@@ -11,6 +11,7 @@
 #include <string.h>
 #include <cmocka.h>
 #include "common/status.h"
+#include "tests/unit/seed.h"
 
 #define assert_ok(call)                                                                                                \
     do {                                                                                                               \
