@@ -39,7 +39,7 @@ enum {
     RETRY_MIN_MS = 50,       /* doubled up to the next with every failure; half as much again at random on top */
     RETRY_MAX_MS = 1000,
     NEVER_MS = 1 << 29,      /* 6 days; ZeroMQ adds up to as much again at random, in an int */
-    HEARTBEAT_MS = 200,      /* finds a stopped process or a partition in 0.8 s (docs/operations.md) */
+    HEARTBEAT_MS = 200,      /* finds a stopped process or a partition in 0.8 s (docs/protocol.md) */
     HEARTBEAT_TIMEOUT_MS = 600,
     FLUSH_MS = 5,            /* ZMQ_POLLOUT of a ROUTER says nothing about one peer, so it is tried again */
     ENDPOINT_BYTES = 512,

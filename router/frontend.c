@@ -16,9 +16,9 @@
 
 enum {
     COMPLAINTS_PER_SECOND = 10,
-    COMPLAINT_SLOTS = 1024, /* peers share a slot by chance; then they share the rate */
-    FORGET_MS = 60000,
-    PEER_QUEUE_BYTES_MAX = 4 << 20,
+    COMPLAINT_SLOTS = 1024, /* 16 KB; peers share a slot by chance; then they share the rate */
+    FORGET_MS = 60000,      /* after its lease: it may still come back for its terminals, 16 MB of sessions at most */
+    PEER_QUEUE_BYTES_MAX = 4 << 20, /* behind ZeroMQ's own 64 frames; four times FRONTEND_HELD_BYTES_MAX */
     SESSION_BUCKETS = 4096,
 };
 
@@ -681,11 +681,6 @@ size_t frontend_pending(const struct frontend *frontend)
         bytes += zmq_msg_size((zmq_msg_t *)&outgoing->frame);
     }
     return bytes;
-}
-
-unsigned frontend_sessions(const struct frontend *frontend)
-{
-    return frontend->session_count;
 }
 
 uint64_t frontend_malformed(const struct frontend *frontend)

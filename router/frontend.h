@@ -67,7 +67,6 @@ void frontend_flush(struct frontend *frontend);                       /* at the 
 void frontend_expire(struct frontend *frontend, uint64_t now_ms);     /* leases; not after a stall of this loop */
 void frontend_drain(struct frontend *frontend, uint32_t deadline_ms); /* GOAWAY to everyone, and to who comes later */
 size_t frontend_pending(const struct frontend *frontend);             /* bytes that clients have not taken yet */
-unsigned frontend_sessions(const struct frontend *frontend);
 uint64_t frontend_malformed(const struct frontend *frontend);
 
 #endif

@@ -29,7 +29,7 @@
 
 struct session;        /* frontend.h */
 struct worker;         /* worker_pool.h */
-struct placement_call; /* router.c */
+struct placement_call; /* router_internal.h */
 struct inflight;
 
 #define REQUEST_REFUSALS_MAX 3 /* workers that one request may be refused by before its client hears of it */

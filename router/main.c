@@ -19,6 +19,9 @@
 #include "router/router.h"
 #include "router/worker_pool.h"
 
+/* Two links to each worker, of a socket and two for its monitor; 64 for the rest. ZeroMQ's own limit is 1,023. */
+enum { SOCKETS_MAX = 6 * WORKER_POOL_MAX + 64 };
+
 #define FIELD(member) offsetof(struct router_settings, member)
 
 /* clang-format off */
@@ -244,7 +247,8 @@ static int run(struct router_settings *settings)
     }
     if (st == STATUS_OK)
         st = read_password(settings->redis_password_file, redis_password, sizeof redis_password);
-    if (st == STATUS_OK && !(zmq_context = zmq_ctx_new()))
+    if (st == STATUS_OK &&
+        (!(zmq_context = zmq_ctx_new()) || zmq_ctx_set(zmq_context, ZMQ_MAX_SOCKETS, SOCKETS_MAX) != 0))
         st = STATUS_FAIL(STATUS_NO_MEMORY, "a ZeroMQ context");
     if (st == STATUS_OK)
         st = serve(&program, zmq_context, redis_password);

@@ -21,9 +21,9 @@
 struct loop;
 struct redis_link;
 
-#define PLACEMENT_TTL_S     86400
+#define PLACEMENT_TTL_S     86400               /* a day without a turn: no worker holds its cache by then */
 #define PLACEMENT_EPOCH_MAX (UINT64_C(1) << 52) /* Lua counts in doubles; us since 1970 reach it in the year 2112 */
-#define PLACEMENT_BUDGET_MS 2
+#define PLACEMENT_BUDGET_MS 2 /* what a request may lose to a slow Redis; it usually answers in a fraction of it */
 
 struct placement_key {
     uint8_t id[16];

@@ -16,8 +16,8 @@
 
 enum script { SCRIPT_CLAIM, SCRIPT_REPLACE, SCRIPT_FORGET, SCRIPT_COUNT };
 
-/* Shared head. 4503599627370496 is PLACEMENT_EPOCH_MAX. DEL only where there is something: after a first write that Redis
- * allows without memory, a script may go on over maxmemory. */
+/* Shared head. 4503599627370496 is PLACEMENT_EPOCH_MAX. DEL only where there is something: after a first write that
+ * Redis allows without memory, a script may go on over maxmemory. */
 #define SCRIPT_HEAD                                                                                                    \
     "local key = KEYS[1]\n"                                                                                            \
     "local function read()\n"                                                                                          \
@@ -43,7 +43,7 @@ enum script { SCRIPT_CLAIM, SCRIPT_REPLACE, SCRIPT_FORGET, SCRIPT_COUNT };
     "  return string.format('%.0f', e)\n"                                                                              \
     "end\n"                                                                                                            \
     "local function write(owner, cache, e, ttl)\n"                                                                     \
-    "  if redis.call('EXISTS', key) == 1 then redis.call('DEL', key) end\n"                                             \
+    "  if redis.call('EXISTS', key) == 1 then redis.call('DEL', key) end\n"                                            \
     "  redis.call('HSET', key, 'owner', owner, 'cache', cache, 'epoch', e)\n"                                          \
     "  redis.call('EXPIRE', key, ttl)\n"                                                                               \
     "  return {1, owner, cache, e}\n"                                                                                  \
@@ -69,8 +69,8 @@ static const char *const script_text[SCRIPT_COUNT] = {
 
 enum {
     ARGUMENTS_MAX = 6,
-    NUMBER_MAX = 24,
-    LOAD_DEADLINE_MS = 1000,
+    NUMBER_MAX = 24,         /* 20 digits of 2^64 */
+    LOAD_DEADLINE_MS = 1000, /* nobody waits for it: until then scripts are sent whole */
     DIGEST_HEX = 40,
     TEXT_MAX = 16 + 40, /* of a key: "roost:{" 32 hex "}:place" */
 };

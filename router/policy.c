@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include "common/hash.h"
 
-enum { CHOICES_MAX = 16 };
+enum { CHOICES_MAX = 16 }; /* largest new_choices of the settings; a list on the stack, kept by insertion */
 
 const char *policy_reason_name(enum policy_reason reason)
 {

@@ -14,7 +14,7 @@
 
 #define POLICY_NO_WORKER (-1)
 
-/* docs/operations.md counts decisions by these words. */
+/* Why a worker was chosen. DONE tells the client, logs say it, and statistics count dispatches by it. */
 enum policy_reason {
     POLICY_NONE,       /* nobody is ready */
     POLICY_NEW,        /* a new conversation: least loaded of the first few in its order */

@@ -18,7 +18,7 @@
 struct loop;
 struct router;
 
-struct router_settings { /* filled by config_load from main.c's table, or by a test; docs/operations.md has each one */
+struct router_settings { /* filled by config_load from main.c's table, which explains each one, or by a test */
     char *name;
     char *listen_control, *listen_data;
     bool allow_remote;

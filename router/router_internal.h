@@ -1,7 +1,13 @@
-/* router_internal.h - what router.c and router_route.c share; nobody else includes it.
+/* router_internal.h - what the files of the router share; nobody else includes it.
  *
- *   router.c        what comes in: requests, cancels, tokens, terminals, losses, time; wiring and life
- *   router_route.c  where a request goes: placement, policy, dispatch, waiting */
+ *   router.c          wiring and life, the turn of the loop
+ *   router_request.c  what clients start and end: requests, repeats, cancels, deadlines, terminals
+ *   router_route.c    where a request goes: placement, policy, dispatch, waiting
+ *   router_reply.c    what workers send: acks, tokens, terminals, refusals, losses
+ *
+ * struct router belongs to router.c; the others change a request, its place in inflight, the statistics and
+ * retry_waiting, and the fields that say so. Functions are request_* when they move or end one request (struct request
+ * is inflight.h), router_* when they look at all of them. Loop thread only. */
 #ifndef ROOST_ROUTER_ROUTER_INTERNAL_H
 #define ROOST_ROUTER_ROUTER_INTERNAL_H
 #include "common/loop.h"
@@ -14,18 +20,28 @@
 
 struct redis_link;
 
+enum {
+    ROUTER_BUSY_HINT_MS = 200,     /* one lease: by then routers know the new load */
+    ROUTER_RETRY_BUDGET_MAX = 100, /* retries saved up in quiet times; a tenth of them at start */
+};
+
 struct placement_call {      /* an open question to the store; outlives its request */
     struct router *router;   /* ref */
     struct request *request; /* ref; NULL: it has ended */
     struct placement_key key;
-    char proposed[WIRE_NAME_MAX + 1];
     char ran_on[WIRE_NAME_MAX + 1]; /* the worker it was dispatched to before the answer came */
+};
+
+/* After a stall of our own what came in meanwhile is read first, before anything expires. */
+struct router_catch_up {
+    unsigned stalls; /* in a row, each before the last one was caught up with */
+    uint64_t until_ms;
 };
 
 struct router {
     struct loop *loop; /* ref */
     uint8_t session[WIRE_ID_BYTES];
-    uint32_t lease_ms, new_choices;
+    uint32_t lease_ms, client_lease_ms, new_choices;
 
     struct redis_link *redis;
     struct worker_directory *directory;
@@ -39,11 +55,11 @@ struct router {
     struct loop_hook *hook;
 
     struct policy_worker *table; /* WORKER_POOL_MAX; filled for each decision */
-    bool retry_waiting;
+    bool retry_waiting;          /* a waiting request may find a worker: set by router_reply.c and router_route.c */
     bool tick_due;
-    uint64_t last_tick_ms, expire_after_ms;
-    bool catching_up; /* after a stall, until expire_after_ms */
-    double retry_budget;
+    uint64_t last_tick_ms;
+    struct router_catch_up workers_catch_up, clients_catch_up, requests_catch_up;
+    double retry_budget; /* filled by router_request.c, spent by router_reply.c */
     uint64_t created_ms;
     bool redis_said, redis_said_up; /* its state as logged */
     uint64_t redis_say_ms;          /* not again before */
@@ -61,6 +77,37 @@ static inline uint64_t router_now_ms(const struct router *router)
 {
     return loop_now_ms(router->loop);
 }
+
+/* ---- what a request is called ---- */
+
+static inline struct wire_span request_id_span(const struct request *request)
+{
+    return wire_span_of(request->id_key.id, WIRE_ID_BYTES);
+}
+
+/* The attempt as its client sees it: its own number, and ours of the last dispatch. */
+static inline struct wire_attempt request_client_attempt(const struct request *request)
+{
+    struct wire_attempt attempt = request->client_attempt;
+    attempt.router = request->dispatched ? request->sent.router : attempt.router;
+    return attempt;
+}
+
+/* ---- router_request.c ---- */
+
+struct frontend_events router_client_events(struct router *router);
+/* Passes the terminal on. The request is gone afterwards. */
+void request_end(struct router *router, struct request *request, const struct wire_message *terminal);
+/* Ends it with an error of our own; a worker that has it is told to stop. The request is gone afterwards. */
+void request_fail(struct router *router, struct request *request, enum wire_error_code code, const char *detail,
+                  uint32_t retry_after_ms);
+void request_cancel_at_worker(const struct request *request); /* no-op without a worker */
+void request_acknowledge_body(struct request *request);       /* once: its client's grant has the bytes back */
+void router_expire_requests(struct router *router, uint64_t now);
+
+/* ---- router_reply.c ---- */
+
+struct worker_pool_events router_worker_events(struct router *router);
 
 /* ---- router_route.c ---- */
 

@@ -18,8 +18,8 @@
 #include "router/router_internal.h"
 
 enum {
-    WAIT_MS = 2000, /* for a worker: as long as one takes to be declared dead */
-    LATE_FIX_MS = 1000,
+    WAIT_MS = 2000,     /* for a worker: as long as one takes to be declared dead */
+    LATE_FIX_MS = 1000, /* nobody waits for these writes; over it they are given up, and the next turn tells again */
 };
 
 void request_wait(struct router *router, struct request *request)
@@ -127,7 +127,7 @@ static void dispatch_or_wait(struct router *router, struct request *request, int
         request_wait(router, request);
 }
 
-static struct placement_call *call_create(struct router *router, struct request *request, const char *proposed)
+static struct placement_call *call_create(struct router *router, struct request *request)
 {
     struct placement_call *call = calloc(1, sizeof *call);
     if (!call)
@@ -135,7 +135,6 @@ static struct placement_call *call_create(struct router *router, struct request 
     call->router = router;
     call->request = request;
     call->key = request->key;
-    snprintf(call->proposed, sizeof call->proposed, "%s", proposed);
     request->call = call;
     return call;
 }
@@ -247,9 +246,8 @@ static bool take_over(struct router *router, struct request *request, int worker
     if (budget_ms == 0 || request->dispatched || request->call)
         return false;
     struct placement_record desired = {.epoch = request->record.epoch};
-    const char *name = worker_name(worker_pool_at(router->pool, (unsigned)worker));
-    snprintf(desired.owner, sizeof desired.owner, "%s", name);
-    struct placement_call *call = call_create(router, request, name);
+    snprintf(desired.owner, sizeof desired.owner, "%s", worker_name(worker_pool_at(router->pool, (unsigned)worker)));
+    struct placement_call *call = call_create(router, request);
     if (!call)
         return false;
     if (router->placement->ops->replace(router->placement, &request->key, &request->record, &desired, budget_ms,
@@ -316,7 +314,7 @@ void request_place(struct router *router, struct request *request)
     struct placement_record proposal = {.epoch = recent ? recent->epoch : 0};
     snprintf(proposal.owner, sizeof proposal.owner, "%s",
              worker_name(worker_pool_at(router->pool, (unsigned)choice.worker)));
-    struct placement_call *call = call_create(router, request, proposal.owner);
+    struct placement_call *call = call_create(router, request);
     if (call && router->placement->ops->claim(router->placement, &request->key, &proposal, PLACEMENT_BUDGET_MS,
                                               on_claim, call) == STATUS_OK) {
         inflight_move(router->inflight, request, REQUEST_PLACING);

@@ -8,7 +8,7 @@
 #include "common/loop.h"
 #include "common/redis_link.h"
 
-enum { DEADLINE_MS = 500 };
+enum { DEADLINE_MS = 500 }; /* half of WORKER_DIRECTORY_READ_MS: a reading is over before the next one */
 
 static const char entry_script[] = "if redis.call('TYPE', KEYS[1]).ok ~= 'hash' then return false end\n"
                                    "local n = redis.call('HSTRLEN', KEYS[1], 'endpoint')\n"

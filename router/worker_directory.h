@@ -12,9 +12,9 @@ struct loop;
 struct redis_link;
 struct worker_directory;
 
-#define WORKER_DIRECTORY_READ_MS     1000
-#define WORKER_DIRECTORY_ENTRIES_MAX 1024
-#define WORKER_ENDPOINT_MAX          256
+#define WORKER_DIRECTORY_READ_MS     1000 /* 1 + 1,024 small commands a second at most, for each router */
+#define WORKER_DIRECTORY_ENTRIES_MAX 1024 /* WORKER_POOL_MAX; 321 bytes each: 330 KB */
+#define WORKER_ENDPOINT_MAX          256  /* with its NUL; longer ones are refused */
 
 struct worker_directory_entry {
     char name[WIRE_NAME_MAX + 1];
@@ -27,8 +27,8 @@ typedef void worker_directory_fn(void *user, const struct worker_directory_entry
 
 enum status worker_directory_create(struct loop *loop, struct redis_link *link, worker_directory_fn *fn, void *user,
                                     struct worker_directory **out);
-void worker_directory_read(
-    struct worker_directory *directory); /* now, unless a reading is under way: Redis has just come */
+/* Now, unless a reading is under way: Redis has just come. */
+void worker_directory_read(struct worker_directory *directory);
 /* After the link: the link answers what is open. */
 void worker_directory_destroy(struct worker_directory **directory);
 

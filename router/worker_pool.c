@@ -16,10 +16,10 @@
 #define LOAD_MAX (UINT64_C(1) << 40) /* what a worker may claim: products of two fit a double well enough */
 
 enum {
-    HELLO_AGAIN_MS = 1000,
-    LOAD_SLOTS = 32, /* leases of ours whose echo is awaited: 32 of 200 ms are more than WORKER_DEAD_MS */
-    GRANT_DEFAULT = 4 << 20,
-    BYTES_PER_TOKEN = 4, /* of a body, roughly; 5,600 prompt tokens are about 25 KB */
+    HELLO_AGAIN_MS = 1000,   /* a HELLO that was lost or refused: 1,024 workers are 1,024 small frames a second */
+    LOAD_SLOTS = 32,         /* leases of ours whose echo is awaited: 32 of 200 ms are more than WORKER_DEAD_MS */
+    GRANT_DEFAULT = 4 << 20, /* four of the largest bodies, when a WELCOME does not say */
+    BYTES_PER_TOKEN = 4,     /* of a body, roughly; 5,600 prompt tokens are about 25 KB */
 };
 
 struct worker {
@@ -468,7 +468,9 @@ void worker_pool_directory(void *user, const struct worker_directory_entry *entr
             snprintf(worker->name, sizeof worker->name, "%s", entries[i].name);
             worker->name_hash = hash_fast(worker->name, strlen(worker->name), 0);
         }
-        if (!worker->up && !worker->control_up && strcmp(worker->endpoint, entries[i].endpoint) != 0)
+        /* It moved. An old address that still accepts connections but serves nobody must not hold it there. */
+        bool given_up = !worker->control_up || loop_now_ms(pool->loop) - worker->since_ms > WORKER_DEAD_MS;
+        if (!worker->up && given_up && strcmp(worker->endpoint, entries[i].endpoint) != 0)
             snprintf(worker->next_endpoint, sizeof worker->next_endpoint, "%s", entries[i].endpoint);
     }
 }
@@ -591,11 +593,6 @@ bool worker_ready(const struct worker *worker)
 {
     return worker->up && worker->life == WIRE_LIFE_READY && !worker->goaway &&
            now_of(worker) - worker->alive_ms <= WORKER_SUSPECT_MS;
-}
-
-bool worker_up(const struct worker *worker)
-{
-    return worker->up;
 }
 
 const uint8_t *worker_incarnation(const struct worker *worker)

@@ -25,12 +25,12 @@ struct loop;
 struct worker;
 struct worker_pool;
 
-#define WORKER_SUSPECT_MS      600 /* three leases of 200 ms missed */
-#define WORKER_DEAD_MS         2000
-#define WORKER_DATA_STALLED_MS 5000 /* nothing came by the data link, although leases do */
-#define WORKER_FORGET_MS       10000
+#define WORKER_SUSPECT_MS      600   /* three leases of 200 ms missed */
+#define WORKER_DEAD_MS         2000  /* ten leases missed */
+#define WORKER_DATA_STALLED_MS 5000  /* nothing came by the data link, although leases do */
+#define WORKER_FORGET_MS       10000 /* ten readings of the directory */
 #define WORKER_TAKE_OVER_MS    10000 /* a link down for so long gives its conversations away, whatever its lease says */
-#define WORKER_POOL_MAX        1024
+#define WORKER_POOL_MAX        1024  /* 1.5 KB each; two links, some 8 descriptors: 8,192 */
 
 struct worker_pool_events {
     void (*on_ready)(void *user, struct worker *worker); /* may have become able to take work, or more work */
@@ -72,7 +72,6 @@ uint64_t worker_name_hash(const struct worker *worker);
 uint64_t worker_weight(const struct worker *worker);      /* kv_tokens_max, at least 1, at most 2^40 */
 uint64_t worker_load_tokens(const struct worker *worker); /* reported, and what we sent since; at most 2^40 */
 bool worker_ready(const struct worker *worker);
-bool worker_up(const struct worker *worker);
 const uint8_t *worker_incarnation(const struct worker *worker);
 
 /* head and body are taken in every case. STATUS_AGAIN: no room now (its grant, its streams, the channel's queue).

@@ -44,24 +44,27 @@ static void on_timer(void *user)
     send_lease(worker, true);
 }
 
-static void on_hello(struct fake_worker *worker, bool data, const struct channel_peer *peer)
+static void on_hello(struct fake_worker *worker, bool data, const struct channel_peer *peer,
+                     const struct wire_hello *hello)
 {
     char endpoint[128];
+    memcpy(worker->router_session, hello->session.data, WIRE_ID_BYTES);
     snprintf(endpoint, sizeof endpoint, "tcp://*%s", strrchr(channel_endpoint(worker->data), ':'));
     if (data)
         worker->data_peer = *peer, worker->has_data_peer = true, worker->data_heard = 0;
     else
         worker->control_peer = *peer, worker->has_control_peer = true, worker->heard = 0;
-    struct wire_message welcome = {.kind = WIRE_WELCOME,
-                                   .welcome = {.version = WIRE_VERSION,
-                                               .session = id_of(worker->incarnation),
-                                               .name = wire_span_str(worker->name),
-                                               .data_endpoint = wire_span_str(endpoint),
-                                               .lease_ms = 50,
-                                               .lease_expiry_ms = 2000,
-                                               .limits = {.unacknowledged_bytes_max = worker->grant_bytes},
-                                               .state = worker->life,
-                                               .kv_tokens_max = worker->kv_tokens_max}};
+    struct wire_message welcome = {
+        .kind = WIRE_WELCOME,
+        .welcome = {.version = WIRE_VERSION,
+                    .session = id_of(worker->incarnation),
+                    .name = wire_span_str(worker->name),
+                    .data_endpoint = wire_span_str(endpoint),
+                    .lease_ms = 50,
+                    .lease_expiry_ms = 2000,
+                    .limits = {.unacknowledged_bytes_max = worker->grant_bytes, .streams_max = worker->streams_max},
+                    .state = worker->life,
+                    .kv_tokens_max = worker->kv_tokens_max}};
     send_message(data ? worker->data : worker->control, peer, &welcome);
 }
 
@@ -114,9 +117,10 @@ static void on_frames(struct fake_worker *worker, bool data, const struct channe
         return;
     }
     if (message.kind == WIRE_HELLO) {
-        on_hello(worker, data, peer);
+        on_hello(worker, data, peer, &message.hello);
     } else if (message.kind == WIRE_LEASE) {
-        if (!worker->deaf)
+        /* numbers of another router would be echoed to the wrong one */
+        if (!worker->deaf && wire_span_equal(message.lease.session, id_of(worker->router_session)))
             *(data ? &worker->data_heard : &worker->heard) = message.lease.number;
     } else if (message.kind == WIRE_HEAD && count == 2) {
         on_request(worker, peer, &message.head, &frames[1]);

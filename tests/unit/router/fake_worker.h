@@ -29,12 +29,14 @@ struct fake_worker {
     char name[WIRE_NAME_MAX + 1];
     uint8_t incarnation[WIRE_ID_BYTES], cache_id[WIRE_ID_BYTES];
     uint64_t kv_tokens_max, queued_tokens;
-    uint64_t grant_bytes;
+    uint64_t grant_bytes; /* 0: not told */
+    uint32_t streams_max;
     enum wire_life life;
     bool mute;            /* answers nothing more, links stay */
     bool deaf;            /* leases go out, but echo nothing new */
     unsigned auto_tokens; /* > 0: each request is acknowledged and answered at once with so many tokens */
-    struct channel_peer control_peer, data_peer;
+    struct channel_peer control_peer, data_peer; /* of the router that said HELLO last; others get nothing */
+    uint8_t router_session[WIRE_ID_BYTES];
     bool has_control_peer, has_data_peer;
     uint64_t number, heard, data_number, data_heard;
 

@@ -21,6 +21,10 @@
 #include "fake_worker.h"
 #include "spin.h"
 
+enum {
+    HANG_MS = 20000
+}; /* how long one that hangs is waited for; a machine with other load needs seconds to start one */
+
 static char directory[64];
 
 struct program {
@@ -163,7 +167,7 @@ static void refused_settings(void **state)
             (void)wait_exit(&program, 1);
             start(&program, (const char *[]){cases[i].flag, value, NULL});
         }
-        int code = wait_exit(&program, 3000);
+        int code = wait_exit(&program, HANG_MS);
         if (code != cases[i].code || lines(log_text(&program)) != 1)
             fail_msg("%s %s: exit %d, said: %s", cases[i].flag, value, code, log_text(&program));
     }
@@ -176,7 +180,7 @@ static void help_and_check(void **state)
     for (unsigned i = 0; i < 4; i++) {
         struct program program = {.pid = 0};
         start(&program, (const char *[]){flags[i], NULL});
-        assert_int_equal(wait_exit(&program, 3000), 0);
+        assert_int_equal(wait_exit(&program, HANG_MS), 0);
         if (i != 2)
             assert_true(strlen(log_text(&program)) > 3);
     }
