@@ -98,9 +98,32 @@ def test_requests_at_the_same_time(shared_cluster, client):
 
 def test_tenants_share_nothing(shared_cluster, client):
     text = "A secret that is long enough to fill some tokens of the cache, and then some more."
-    assert Conversation(client, "same", tenant="left").turn(text).usage.cached_tokens == 0
-    assert Conversation(client, "same", tenant="right").turn(text).usage.cached_tokens == 0
-    assert Conversation(client, "same", tenant="left").turn(text).usage.cached_tokens > 0
+    for tenant in range(8):                     # on two workers: some meet on one
+        assert Conversation(client, "same", tenant=f"apart-{tenant}").turn(text).usage.cached_tokens == 0
+    for tenant in range(8):
+        assert Conversation(client, "same", tenant=f"apart-{tenant}").turn(text).usage.cached_tokens > 0
+
+
+def test_nothing_said_is_written_down(new_cluster):
+    """Words, names and replies are in no log at any level, and conversation and tenant in no key or value of Redis."""
+    cluster = new_cluster(workers=1, worker_settings={"log_level": "debug"}, router_settings={"log_level": "debug"})
+    with Peer(cluster.routers[0].ready["control"]) as client:
+        talk = Conversation(client, "canary-conversation", tenant="canary-tenant", setting="canary-setting", me="canary-name",
+                            other="canary-reply")
+        reply = talk.turn("canary-text", tokens_max=40, temperature=100.0)
+        bad = [say("canary-text", b"canary-name\xff")]
+        assert client.wait(client.start(bad, talk.head())).code == "INVALID"
+        assert client.wait(client.start([say("canary-text " * 9000)], talk.head())).code == "TOO_LARGE"
+        assert client.wait(client.start(talk.messages, {**talk.head(), "model": b"canary-model"})).error
+        wait_until("a placement record", lambda: cluster.place("canary-conversation", "canary-tenant"), 5)
+        stored = []
+        for key in cluster.redis.call("KEYS", "*"):
+            kind = cluster.redis.call("TYPE", key)
+            stored.append((key, cluster.redis.hash(key) if kind == "hash" else cluster.redis.call("SMEMBERS", key)))
+        assert "canary" not in repr(stored)
+        logs = cluster.logs()
+        for word in ("canary-text", "canary-name", "canary-setting", "canary-reply", *(word for word in reply.text.split() if len(word) > 12)):
+            assert word not in logs
 
 
 def test_without_a_conversation(shared_cluster, client):

@@ -20,9 +20,45 @@ EDIT = "Nay — 日本語 and naïve 🎭: that is not what I said."
 cold_tenants = (f"cold-{i}" for i in itertools.count())
 
 
-def ask(peer, messages, reply_name, tenant, conversation, sampling, seed, **head):
-    return peer.generate(messages, {"tenant": tenant, "conversation": conversation, "seed": seed, "seed_given": True, **head},
-                         reply_name=reply_name, tokens_max=TOKENS_MAX, **sampling)
+def start(peer, messages, reply_name, tenant, conversation, sampling, seed, **head):
+    return peer.start(messages, {"tenant": tenant, "conversation": conversation, "seed": seed, "seed_given": True, **head},
+                      reply_name=reply_name, tokens_max=TOKENS_MAX, **sampling)
+
+
+def ask(peer, *request, **head):
+    """A machine so busy that a worker seems lost is no answer to the question of this file: then ask again."""
+    for _ in range(5):
+        reply = peer.wait(start(peer, *request, **head))
+        if reply.code != "WORKER_LOST":
+            break
+        peer.pump_for(0.5)
+    assert reply.error is None, f"{reply.code}: {reply.error.detail.decode()}"
+    return reply
+
+
+class Pairs:
+    """Warm replies and their cold twins, which run behind the conversation on whichever worker is free."""
+
+    def __init__(self, peer, reply_name, conversation):
+        self.peer, self.reply_name, self.conversation = peer, reply_name, conversation
+        self.waiting, self.cached, self.computed = [], 0, 0
+
+    def ask(self, messages, sampling, seed):
+        warm = ask(self.peer, messages, self.reply_name, "warm", self.conversation, sampling, seed, priority=1)
+        question = (list(messages), self.reply_name)
+        cold = start(self.peer, *question, next(cold_tenants), "", sampling, seed, priority=-1)
+        self.waiting.append((warm, cold, question, sampling, seed))
+        self.cached += warm.usage.cached_tokens
+        self.computed += warm.usage.prompt_tokens - warm.usage.cached_tokens
+        return warm
+
+    def check(self):
+        for warm, cold, question, sampling, seed in self.waiting:
+            self.peer.wait(cold)
+            if cold.code == "WORKER_LOST" or cold.error is None and cold.usage.cached_tokens > 0:     # it ran twice, on a busy machine
+                cold = ask(self.peer, *question, next(cold_tenants), "", sampling, seed)
+            assert cold.error is None, f"{cold.code}: {cold.error.detail.decode()}"
+            check_equal(warm, cold)
 
 
 def check_equal(warm, cold):
@@ -46,8 +82,8 @@ def client(shared_cluster):
 
 
 def scene_turns(scene):
-    """(who speaks, what, who answers) of each turn."""
-    turns = scene["turns"]
+    """(who speaks, what, who answers) of each turn; with sanitizers of the first eight, which cost a third of all."""
+    turns = scene["turns"][:8] if SANITIZED else scene["turns"]
     for here, after in zip(turns, turns[1:] + turns[-2:-1]):
         yield here["speaker"], here["text"], after["speaker"]
 
@@ -56,43 +92,32 @@ def scene_turns(scene):
 def test_scene(client, scenes, number):
     """Every turn: the scene's words, then the model's own reply as the next assistant turn. Replies by all samplings are retries
     of the same turn; every fourth turn is edited, answered, and put back."""
-    name = f"scene-{number}"
     messages = [say(scenes[number]["setting"], role=SYSTEM)]
-    cached = computed = 0
-
-    def check(turn, sampling, said):
-        nonlocal cached, computed
-        seed = 1000 * number + turn
-        warm = ask(client, said, other, "warm", name, sampling, seed)
-        check_equal(warm, ask(client, said, other, next(cold_tenants), "", sampling, seed))
-        cached += warm.usage.cached_tokens
-        computed += warm.usage.prompt_tokens - warm.usage.cached_tokens
-        return warm
-
+    pairs = Pairs(client, "", f"scene-{number}")
     for turn, (speaker, text, other) in enumerate(scene_turns(scenes[number])):
+        pairs.reply_name = other
         said = messages + [say(text, speaker)]
         for sampling in samplings_of(turn):
-            reply = check(turn, sampling, said)
+            reply = pairs.ask(said, sampling, 1000 * number + turn)
         if turn % 4 == 3:
-            edited = messages[:-2] + [say(EDIT, speaker), *messages[-1:], say(text, speaker)]
-            check(turn, samplings_of(turn)[-1], edited)
+            pairs.ask(messages[:-2] + [say(EDIT, speaker), *messages[-1:], say(text, speaker)], samplings_of(turn)[-1], turn)
         messages = said + [say(reply.text, other, ASSISTANT)]
-    assert cached > 0.5 * computed, "the cache was hardly used: this shows nothing"
+    pairs.check()
+    assert pairs.cached > 0.5 * pairs.computed, "the cache was hardly used: this shows nothing"
 
 
 def test_cut_characters(client):
     """At such a temperature bytes come one by one: characters are cut, U+FFFD stands for them, and the reply with it is the next
     turn's text."""
     messages = [say("日本語 🎭 Ünïcödé", role=SYSTEM)]
-    replaced = cut_short = 0
+    pairs = Pairs(client, "LUCE 🎭", "cut")
+    replaced = 0
     for turn in range(4 if SANITIZED else 12):
         messages.append(say(f"Sprich {turn}: ∀x∈ℝ", "ÆGEON"))
-        sampling = {"temperature": 100.0}
-        warm = ask(client, messages, "LUCE 🎭", "warm", "cut", sampling, turn)
-        check_equal(warm, ask(client, messages, "LUCE 🎭", next(cold_tenants), "", sampling, turn))
-        replaced += warm.text.count("\ufffd")
-        cut_short += warm.text.endswith("\ufffd")
-        messages.append(say(warm.text, "LUCE 🎭", ASSISTANT))
+        reply = pairs.ask(messages, {"temperature": 100.0}, turn)
+        replaced += reply.text.count("\ufffd")
+        messages.append(say(reply.text, "LUCE 🎭", ASSISTANT))
+    pairs.check()
     assert replaced > 0
 
 

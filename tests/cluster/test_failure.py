@@ -238,6 +238,19 @@ def test_router_drains(new_cluster):
         assert other.generate([say("And now?")]).ids
 
 
+def test_router_stopped_briefly(new_cluster):
+    """For less than the links' heartbeats allow: nobody notices."""
+    cluster = new_cluster(workers=1)
+    with client_of(cluster) as client:
+        running = start_long(client, [say("Tell it all.")])
+        client.pump(lambda: running.first_at, 30 * SLOWER, "the first token")
+        cluster.routers[0].pause()
+        client.pump_for(0.2)
+        cluster.routers[0].resume()
+        client.wait(running)
+        assert running.code == "OK" and len(running.ids) == LONG_TOKENS
+
+
 class Chat:
     """roost chat, one line in and one JSON object out."""
 
@@ -304,6 +317,7 @@ def test_client_vanishes(new_cluster):
         steps = load_of(probe).steps
         wait_until("the worker to stop", lambda: _idle(probe), 8 * SLOWER)
         assert load_of(probe).steps - steps < 15 * LONG_TOKENS, "all was computed: nothing was cancelled"
+        assert "is silent for" in cluster.routers[0].log()       # and not because its queue was full
         _check_idle(probe)
         other.pump_for(0.1)
         assert other.generate([say("And now?")]).ids

@@ -100,6 +100,7 @@ class Peer:
         self.requests = {}                    # by stream
         self.by_id = {}
         self.connection_errors, self.leases, self.other = [], [], []
+        self.ignore_strangers = False         # tokens of requests that were made by accident: damage may leave a request valid
         self.next_stream, self.lease_number, self.lease_echo, self.lease_due = 1, 0, 0, 0.0
         if connect:
             self.connect()
@@ -186,6 +187,9 @@ class Peer:
                 (("stream", "I"), ("choice", "H"), ("attempt_client", "I"), ("first", "I"), ("count", "H"), ("text_bytes", "I"))]
         ids, at, text_at = column(message.ids, "I"), 0, 0
         for stream, choice, attempt, first, count, text_bytes in zip(*rows):
+            if self.ignore_strangers and stream not in self.requests:
+                at, text_at = at + count, text_at + text_bytes
+                continue
             request = self.requests[stream]
             assert (choice, attempt) == (0, 1) and not request.ended
             assert first == len(request.ids), f"token {first} after {len(request.ids)}"
