@@ -134,9 +134,10 @@ int main(int argc, char **argv)
 {
     struct model *model = NULL;
     struct bench bench = {.context = argc > 2 ? (uint32_t)atoi(argv[2]) : 2048};
-    if (argc < 2 || argc > 3 || bench.context == 0) {
-        fprintf(stderr, "usage: %s MODEL_DIR [context tokens]\n", argv[0]);
-        return 2;
+    const bool help = argc == 2 && strcmp(argv[1], "--help") == 0;
+    if (help || argc < 2 || argc > 3 || bench.context == 0) {
+        fprintf(help ? stdout : stderr, "usage: %s MODEL_DIR [context tokens]\n", argv[0]);
+        return help ? 0 : 2;
     }
     enum status st = model_load(argv[1], &model);
     if (st == STATUS_OK && bench.context + DECODE > model->config.context_tokens_max)

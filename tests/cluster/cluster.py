@@ -71,7 +71,8 @@ class Process:
         self.logs.append(self.directory / f"{self.name}.{self.starts}.log")
         with open(self.logs[-1], "wb") as log:
             # setpriv: it does not outlive a test run that is killed. It becomes the program, so the pid stays.
-            self.popen = subprocess.Popen(["setpriv", "--pdeathsig", "KILL", *self.command], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environment)
+            self.popen = subprocess.Popen(["setpriv", "--pdeathsig", "KILL", *self.command], stdin=subprocess.DEVNULL,
+                                          stdout=log, stderr=log, env=self.environment)
         if wait:
             self.wait_ready()
         return self
