@@ -95,7 +95,7 @@ void kernels_float_leave(const fenv_t *saved)
 size_t attention_scratch_bytes(size_t heads, size_t kv_heads, size_t dim)
 {
     size_t group = heads / kv_heads;
-    size_t pairs = group < ATTENTION_PAIRS ? ATTENTION_PAIRS / group * group : group;
+    size_t pairs = group < ATTENTION_PAIRS ? ATTENTION_PAIRS : group;
     size_t bytes_per_pair = dim * (2 + 4 + 4 + 4) + ATTENTION_BLOCK * (4 + 2) + 4 + 4 + 3 * 12;
     return pairs * bytes_per_pair + 11 * 64;     /* eleven arrays, each rounded up to 64 bytes */
 }

@@ -18,6 +18,9 @@
 struct kernels {
     const char *isa;                    /* "baseline", "avx2", "avx512", "avx512vnni" */
     quantize_rows_fn *quantize_rows;
+    quantize_static_rows_fn *quantize_static_rows;
+    quantize_wide_rows_fn *quantize_wide_rows;
+    rotate_rows_fn *rotate_rows;
     dequantize_row_fn *dequantize_row;
     all_finite_fn *all_finite;
     rmsnorm_rows_fn *rmsnorm_rows;
@@ -25,6 +28,7 @@ struct kernels {
     rope_rows_fn *rope_rows;
     activation_gate_fn *silu_gate;
     activation_gate_fn *gelu_tanh_gate;
+    softcap_fn *softcap;
     gemm_int8_fn *gemm_int8;
     attention_fn *attention;
 };

@@ -6,7 +6,7 @@
 
 struct rmsnorm {
     const float *x;         /* (rows, columns) */
-    const float *weight;    /* (columns) */
+    const float *weight;    /* (columns); NULL: all ones (no product) */
     float epsilon;
     size_t rows, columns;
     float *out;             /* (rows, columns); may be x */

@@ -200,7 +200,7 @@ static void client_free(struct client *client)
         free(client->endpoints[i]);
     free(client->endpoints);
     free(client->routers);
-    free(client->ids);
+    free(client->columns);
     pthread_mutex_destroy(&client->lock);
     pthread_cond_destroy(&client->started_signal);
     free(client);
@@ -243,9 +243,9 @@ enum status client_create(const struct client_config *config, struct client **ou
     client->router_count = config->router_count;
     client->routers = calloc(client->router_count, sizeof *client->routers);
     client->endpoints = calloc(client->router_count, sizeof *client->endpoints);
-    client->ids = malloc(sizeof(uint32_t) * (UINT16_MAX + 1u));
+    client->columns = malloc(WIRE_TOKENS_BYTES_MAX);
     st = STATUS_NO_MEMORY;
-    if (!client->routers || !client->endpoints || !client->ids)
+    if (!client->routers || !client->endpoints || !client->columns)
         goto no_memory;
     for (unsigned i = 0; i < client->router_count; i++)
         if (!(client->endpoints[i] = strdup(config->routers[i])))
@@ -303,6 +303,7 @@ static enum status encode_body(struct client *client, const struct client_reques
     body.body.prompt_ids = wire_span_of(request->prompt_ids, 4 * (size_t)request->prompt_id_count);
     body.body.sampling = request->sampling;
     body.body.reply_name = wire_span_str(request->reply_name);
+    body.body.truncate = request->truncate;
     TRY_GOTO(wire_validate(&body), st, done);
 
     pthread_mutex_lock(&client->lock);
@@ -368,6 +369,8 @@ enum status client_generate(struct client *client, const struct client_request *
     call->seed_given = request->seed_given;
     call->message_count = request->message_count;
     call->prompt_ids = request->prompt_id_count;
+    call->choices = request->sampling.choices ? request->sampling.choices : 1;
+    call->prompt_logprobs = request->sampling.prompt_logprobs;
     if (callbacks)
         call->callbacks = *callbacks;
     call->user = user;

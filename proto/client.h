@@ -11,7 +11,8 @@
  *
  * Owns one background thread with a loop and all ZeroMQ sockets. Every function may be called from any thread except
  * that callbacks run on the background thread and must not call client_wait or client_destroy. Always true: each accepted call
- * ends in exactly one on_end; tokens arrive gapless and in order; limits are checked before anything is sent.
+ * ends in exactly one on_end; tokens of each choice arrive gapless and in order, and before the first of them the prompt's log
+ * probabilities, if they were asked for; limits are checked before anything is sent.
  * A call whose router is lost before any token was released is sent again through another router within its deadline.
  * Endpoints are tcp or ipc. The library sets no signal handler, blocks signals on its thread and logs at level debug only. */
 #ifndef ROOST_PROTO_CLIENT_H
@@ -48,6 +49,7 @@ struct client_request {               /* everything is borrowed during client_ge
     unsigned prompt_id_count;
     const char *reply_name;           /* NULL: the template's assistant */
     struct wire_sampling sampling;    /* zeroed: greedy to the end of turn */
+    bool truncate;                    /* drop the oldest messages of a prompt that is too long, instead of an error */
     uint32_t deadline_ms;             /* 0: 120 s */
     int32_t priority;
     uint64_t seed;
@@ -55,13 +57,17 @@ struct client_request {               /* everything is borrowed during client_ge
     const uint8_t *request_id;        /* 16 bytes; NULL: random */
 };
 
-struct client_tokens {                /* a batch of one call */
+struct client_tokens {                /* a batch of one choice of one call, or of its prompt */
     unsigned choice;
-    uint32_t first;                   /* sequence number of ids[0] */
+    uint32_t first;                   /* sequence number of ids[0] within the choice; of the prompt: 0 is its second token */
     const uint32_t *ids;
     unsigned count;
-    const char *text;                 /* not NUL-terminated; whole characters */
+    const char *text;                 /* not NUL-terminated; whole characters; "" for the prompt */
     size_t text_size;
+    const float *logprobs;            /* (count), natural; NULL: not asked for */
+    unsigned alternatives;            /* most likely ids of each token; 0: none */
+    const uint32_t *alternative_ids;  /* (count, alternatives), likeliest first */
+    const float *alternative_logprobs;
 };
 
 struct client_end {
@@ -69,7 +75,10 @@ struct client_end {
     const char *detail;               /* of the error; "" otherwise */
     uint32_t retry_after_ms;
     enum wire_finish finish;          /* of choice 0 */
-    uint32_t prompt_tokens, cached_tokens, reply_tokens;
+    enum wire_finish finishes[WIRE_CHOICES_MAX];
+    unsigned choices;                 /* with a finish; 0 after an error */
+    uint32_t prompt_tokens, cached_tokens, reply_tokens;   /* reply_tokens: of all choices */
+    uint32_t dropped_messages;        /* by truncation */
     uint32_t queue_us, prefill_us, decode_us, route_us;
     const char *worker;               /* name of the worker that answered */
     const char *route;                /* the router's reason code */
@@ -79,6 +88,7 @@ struct client_end {
 struct client_callbacks {             /* arguments are borrowed for the call; NULL members are skipped */
     void (*on_tokens)(void *user, struct client_call *call, const struct client_tokens *tokens);
     void (*on_end)(void *user, struct client_call *call, const struct client_end *end);
+    void (*on_prompt)(void *user, struct client_call *call, const struct client_tokens *tokens);   /* log probabilities of the prompt */
 };
 
 enum status client_create(const struct client_config *config, struct client **out);

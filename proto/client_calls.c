@@ -214,6 +214,43 @@ static struct client_call *find_call(struct client *client, const struct router 
     return call;
 }
 
+/* Copies a column of 4-byte values to *at and moves that on. */
+static const uint32_t *copy_column(struct wire_span column, uint32_t **at)
+{
+    uint32_t *copy = *at;
+    if (column.size > 0)
+        memcpy(copy, column.data, column.size);
+    *at += column.size / 4;
+    return copy;
+}
+
+static void call_hand_out(struct client_call *call, const struct wire_tokens_row *row)
+{
+    uint32_t *at = call->client->columns;
+    struct client_tokens tokens = {
+        .choice = row->choice,
+        .first = row->first,
+        .ids = copy_column(row->ids, &at),
+        .count = row->count,
+        .text = row->text.size ? (const char *)row->text.data : "",
+        .text_size = row->text.size,
+    };
+    if (row->logprobs.size > 0)
+        tokens.logprobs = (const float *)copy_column(row->logprobs, &at);
+    if (row->alternative_ids.size > 0) {
+        tokens.alternatives = row->alternatives;
+        tokens.alternative_ids = copy_column(row->alternative_ids, &at);
+        tokens.alternative_logprobs = (const float *)copy_column(row->alternative_logprobs, &at);
+    }
+    if (row->choice == WIRE_CHOICE_PROMPT) {
+        tokens.choice = 0;
+        if (call->callbacks.on_prompt)
+            call->callbacks.on_prompt(call->user, call, &tokens);
+    } else if (call->callbacks.on_tokens) {
+        call->callbacks.on_tokens(call->user, call, &tokens);
+    }
+}
+
 static void on_row(struct client *client, struct router *router, const struct wire_tokens_row *row)
 {
     struct client_call *call = find_call(client, router, row->stream, row->attempt, wire_span_of(NULL, 0));
@@ -224,35 +261,32 @@ static void on_row(struct client *client, struct router *router, const struct wi
         return;
     }
     call->attempt_router = row->attempt.router;
+    bool prompt = row->choice == WIRE_CHOICE_PROMPT;
+    if (prompt ? !call->prompt_logprobs : row->choice >= call->choices) {
+        call_abandon(call, "tokens came of a choice that was not asked for");
+        return;
+    }
     uint32_t *released = &call->released[row->choice];
-    if (row->first < *released && row->first + row->count <= *released) {
+    bool last = row->count == 0 && row->text.size > 0, ended = call->choices_ended & 1u << row->choice;
+    if ((row->first < *released && row->first + row->count <= *released) ||
+        (row->first == *released && last && ended)) {
         calls_on_dropped(client); /* a repeat */
         return;
     }
-    if (row->first != *released) {
+    if (row->first != *released || (ended && row->count > 0)) {
         char detail[128];
-        snprintf(detail, sizeof detail, "choice %u: tokens from %u came, from %u were due", row->choice, row->first,
-                 *released);
+        snprintf(detail, sizeof detail, "%s %u: tokens from %u came, from %u were due", prompt ? "prompt" : "choice",
+                 prompt ? 0u : row->choice, row->first, *released);
         call_abandon(call, detail);
         return;
     }
     call_acknowledge(call); /* who answers has it */
-    if (row->count == 0 && row->text.size == 0)
+    if (row->count == 0 && !last)
         return;
-    if (row->count > 0)
-        memcpy(client->ids, row->ids.data, 4 * (size_t)row->count);
+    call->choices_ended |= last ? 1u << row->choice : 0;
     *released += row->count;
-    call->released_total += row->count;
-    struct client_tokens tokens = {
-        .choice = row->choice,
-        .first = row->first,
-        .ids = client->ids,
-        .count = row->count,
-        .text = row->text.size ? (const char *)row->text.data : "",
-        .text_size = row->text.size,
-    };
-    if (call->callbacks.on_tokens)
-        call->callbacks.on_tokens(call->user, call, &tokens);
+    call->released_total += prompt ? 0 : row->count;
+    call_hand_out(call, row);
 }
 
 /* Copies a span of at most size - 1 bytes as a C string. */
@@ -263,6 +297,23 @@ static const char *text_of(struct wire_span span, char *buffer, size_t size)
         memcpy(buffer, span.data, used);
     buffer[used] = '\0';
     return buffer;
+}
+
+/* Whether everything that DONE speaks of has arrived. False: *detail says what is missing. */
+static bool call_is_complete(const struct client_call *call, const struct wire_done *done, char *detail, size_t size)
+{
+    uint32_t prompt = call->released[WIRE_CHOICE_PROMPT];
+    if (done->released != call->released_total)
+        snprintf(detail, size, "%u tokens were released and %llu arrived", done->released,
+                 (unsigned long long)call->released_total);
+    else if (done->finish.size != call->choices)
+        snprintf(detail, size, "%zu choices ended, %u were asked for", done->finish.size, call->choices);
+    else if (call->prompt_logprobs && prompt + (done->prompt_tokens > 0) != done->prompt_tokens)
+        snprintf(detail, size, "the prompt has %u tokens and log probabilities of %u arrived", done->prompt_tokens,
+                 prompt);
+    else
+        return true;
+    return false;
 }
 
 static void on_done(struct client *client, struct router *router, const struct wire_done *done)
@@ -276,6 +327,7 @@ static void on_done(struct client *client, struct router *router, const struct w
         .prompt_tokens = done->prompt_tokens,
         .cached_tokens = done->cached_tokens,
         .reply_tokens = done->reply_tokens,
+        .dropped_messages = done->dropped_messages,
         .queue_us = done->queue_us,
         .prefill_us = done->prefill_us,
         .decode_us = done->decode_us,
@@ -284,13 +336,15 @@ static void on_done(struct client *client, struct router *router, const struct w
         .route = text_of(done->route, route, sizeof route),
         .inexact = done->inexact,
     };
-    if (done->finish.size > 0 && done->finish.data[0] <= WIRE_FINISH_STOP_STRING)
-        end.finish = (enum wire_finish)done->finish.data[0];
-    if (done->released != call->released_total) {
-        snprintf(detail, sizeof detail, "%u tokens were released and %llu arrived", done->released,
-                 (unsigned long long)call->released_total);
+    if (!call_is_complete(call, done, detail, sizeof detail)) {
         end.error = WIRE_ERROR_INTERNAL;
         end.detail = detail;
+    } else {
+        end.choices = call->choices;
+        for (unsigned i = 0; i < end.choices; i++)
+            if (done->finish.data[i] <= WIRE_FINISH_STOP_STRING) /* a younger one reads as unknown */
+                end.finishes[i] = (enum wire_finish)done->finish.data[i];
+        end.finish = end.finishes[0];
     }
     call_end(call, &end);
 }
@@ -366,7 +420,7 @@ void calls_on_message(void *user, struct client_link *link, const struct wire_me
     struct router *router = router_of(client, link);
     switch (message->kind) {
     case WIRE_TOKENS: {
-        struct wire_tokens_cursor cursor = {0, 0, 0};
+        struct wire_tokens_cursor cursor = {0};
         struct wire_tokens_row row;
         while (wire_tokens_next(&message->tokens, &cursor, &row))
             on_row(client, router, &row);

@@ -55,6 +55,8 @@ struct client_call {
     bool seed_given;
     unsigned message_count;
     size_t prompt_ids;
+    unsigned choices;     /* asked for */
+    bool prompt_logprobs; /* asked for */
     uint8_t *body; /* owned: the encoded frame */
     size_t body_size;
     struct client_callbacks callbacks;
@@ -67,8 +69,9 @@ struct client_call {
     struct router *router; /* ref, while sent */
     bool acknowledged, cancelled;
     uint64_t cancel_at_ms; /* the cancelled call ends here at the latest */
-    uint32_t released[WIRE_CHOICES_MAX];
-    uint64_t released_total;
+    uint32_t released[WIRE_SEQUENCES_MAX]; /* per choice, and of the prompt */
+    uint32_t choices_ended;                /* a bit for each choice whose text after its last token came */
+    uint64_t released_total;               /* of the choices */
     unsigned resends;
     struct client_call *prev, *next;               /* new or waiting list */
     struct client_call *cancel_prev, *cancel_next; /* list of cancels */
@@ -102,7 +105,7 @@ struct client {
     uint32_t last_stream;
     bool dispatch_wanted;
     uint64_t last_tick_ms;
-    uint32_t *ids; /* an aligned copy of the ids of one row; owned */
+    uint32_t *columns; /* WIRE_TOKENS_BYTES_MAX: aligned copies of the columns of one row, which come out of one frame; owned */
 };
 
 /* The application's clock may be a moment ahead of the loop's, which is read once a turn. */

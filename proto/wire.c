@@ -1,5 +1,6 @@
 /* The codec's front: the frame header, the order of the checks, the arena, spans and columns, rows of a token batch. */
 #include "proto/wire.h"
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -178,6 +179,14 @@ uint64_t wire_u64_at(struct wire_span column, size_t row)
     return (uint64_t)wire_u32_at(column, 2 * row) | (uint64_t)wire_u32_at(column, 2 * row + 1) << 32;
 }
 
+float wire_f32_at(struct wire_span column, size_t row)
+{
+    uint32_t bits = wire_u32_at(column, row);
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
 struct wire_span wire_span_of(const void *data, size_t size)
 {
     return (struct wire_span){data, size};
@@ -229,6 +238,12 @@ bool wire_utf8_valid(struct wire_span text)
     return true;
 }
 
+/* `count` values of a column of 4-byte ones from value `from` on; empty if the column is. */
+static struct wire_span column_part(struct wire_span column, size_t from, size_t count)
+{
+    return column.size == 0 ? wire_span_of(NULL, 0) : wire_span_of(column.data + 4 * from, 4 * count);
+}
+
 bool wire_tokens_next(const struct wire_tokens *tokens, struct wire_tokens_cursor *cursor, struct wire_tokens_row *row)
 {
     unsigned i = cursor->row;
@@ -242,14 +257,20 @@ bool wire_tokens_next(const struct wire_tokens *tokens, struct wire_tokens_curso
     row->count = wire_u16_at(tokens->count, i);
     uint32_t text_bytes = wire_u32_at(tokens->text_bytes, i);
     /* A decoded batch has been checked; one put together by hand must not lead out of its columns. */
-    if ((cursor->ids + row->count) * 4 > tokens->ids.size || text_bytes > tokens->text.size - cursor->text)
+    row->alternatives = tokens->alternatives.size ? tokens->alternatives.data[i] : 0;
+    size_t alternatives = (size_t)row->count * row->alternatives;
+    if ((cursor->ids + row->count) * 4 > tokens->ids.size || text_bytes > tokens->text.size - cursor->text ||
+        (cursor->alternatives + alternatives) * 4 > tokens->alternative_ids.size)
         return false;
-    row->ids = wire_span_of(tokens->ids.data ? tokens->ids.data + 4 * cursor->ids : NULL, 4 * (size_t)row->count);
+    row->ids = column_part(tokens->ids, cursor->ids, row->count);
     row->text = wire_span_of(tokens->text.data ? tokens->text.data + cursor->text : NULL, text_bytes);
-    row->logprobs = tokens->logprobs.size == 0
-                        ? wire_span_of(NULL, 0)
-                        : wire_span_of(tokens->logprobs.data + 4 * cursor->ids, 4 * (size_t)row->count);
+    row->logprobs = column_part(tokens->logprobs, cursor->ids, row->count);
+    if (row->logprobs.size > 0 && isnan(wire_f32_at(row->logprobs, 0)))
+        row->logprobs = wire_span_of(NULL, 0); /* it did not ask: the column is there for others */
+    row->alternative_ids = column_part(tokens->alternative_ids, cursor->alternatives, alternatives);
+    row->alternative_logprobs = column_part(tokens->alternative_logprobs, cursor->alternatives, alternatives);
     cursor->row++;
+    cursor->alternatives += alternatives;
     cursor->ids += row->count;
     cursor->text += text_bytes;
     return true;

@@ -27,9 +27,13 @@
 #define WIRE_MESSAGES_MAX 4096               /* messages in a body: 180 is usual; each costs up to 176 bytes of arena: 704 KiB */
 #define WIRE_STOPS_MAX 16                    /* stop strings, of at most 256 bytes each */
 #define WIRE_STOP_BYTES_MAX 256
+#define WIRE_STOP_IDS_MAX 64
 #define WIRE_BIAS_MAX 1024
 #define WIRE_LINKS_MAX 32
 #define WIRE_CHOICES_MAX 16
+#define WIRE_CHOICE_PROMPT WIRE_CHOICES_MAX  /* rows of tokens with this choice are of the prompt, from its second token on */
+#define WIRE_SEQUENCES_MAX (WIRE_CHOICES_MAX + 1)   /* that one stream counts: its choices and the prompt */
+#define WIRE_ALTERNATIVES_MAX 20
 #define WIRE_DETAIL_MAX 512                  /* words in an error */
 #define WIRE_TOKENS_BYTES_MAX (256u << 10)   /* a token batch is split here */
 #define WIRE_SMALL_BYTES_MAX (64u << 10)     /* frames of every kind but head, body, tokens, lease and attach */
@@ -147,16 +151,16 @@ struct wire_sampling {
     float temperature;                 /* 0 to 100; finite */
     float top_p, min_p;                /* 0 to 1 */
     uint32_t top_k;
-    float repetition_penalty;          /* 0, or 0.01 to 100 */
-    float presence_penalty, frequency_penalty;   /* -100 to 100 */
+    float repetition_penalty;          /* 0, or 0.01 to 10 */
+    float presence_penalty, frequency_penalty;   /* -10 to 10 */
     uint32_t tokens_max, tokens_min;   /* at most 2^24; min <= max when max is given */
     uint32_t choices;                  /* decodes 0 to 1; at most WIRE_CHOICES_MAX */
     struct wire_span *stops;           /* in the arena */
     unsigned stop_count;
-    struct wire_span stop_ids;         /* column u32 */
-    struct wire_span bias_ids, bias_values;      /* columns, equal rows */
-    uint32_t logprobs;                 /* at most 20 */
-    bool prompt_logprobs;
+    struct wire_span stop_ids;         /* column u32, at most WIRE_STOP_IDS_MAX */
+    struct wire_span bias_ids, bias_values;      /* columns u32 and float32 bits, equal rows; values -100 to 100 */
+    uint32_t logprobs;                 /* alternatives per token, at most WIRE_ALTERNATIVES_MAX; above 0 implies token_logprobs */
+    bool token_logprobs, prompt_logprobs;
 };
 
 struct wire_body {
@@ -172,17 +176,20 @@ struct wire_body {
 struct wire_tokens {                   /* columns; wire_tokens_row reads a row, wire_batch builds them */
     unsigned row_count;
     struct wire_span stream, choice, attempt_client, attempt_router, first, count, ids, text_bytes, text, logprobs;
+    struct wire_span alternatives, alternative_ids, alternative_logprobs;
 };
 
 struct wire_tokens_row {
     uint32_t stream;
-    uint16_t choice;
+    uint16_t choice;                   /* below WIRE_SEQUENCES_MAX; that of WIRE_CHOICE_PROMPT has no text */
     struct wire_attempt attempt;
     uint32_t first;                    /* sequence number of ids[0] */
-    uint16_t count;
+    uint16_t count;                    /* 0 with text: what its choice says after its last token, before a stop string; its last row */
     struct wire_span ids;              /* column u32 (wire_u32_at) */
     struct wire_span text;
-    struct wire_span logprobs;         /* column of float32 bits, or empty */
+    struct wire_span logprobs;         /* column of float32 bits; empty, and NaN in the frame: not asked for */
+    uint8_t alternatives;              /* of each token; above 0 there are logprobs too */
+    struct wire_span alternative_ids, alternative_logprobs;   /* columns u32 and float32 bits: (count, alternatives) */
 };
 
 struct wire_done {
@@ -196,6 +203,7 @@ struct wire_done {
     bool inexact;
     uint64_t epoch;
     uint32_t released;
+    uint32_t dropped_messages;         /* by truncation */
 };
 
 struct wire_error {
@@ -275,6 +283,7 @@ size_t wire_encode(const struct wire_message *message, void *buffer);
 uint16_t wire_u16_at(struct wire_span column, size_t row);
 uint32_t wire_u32_at(struct wire_span column, size_t row);
 uint64_t wire_u64_at(struct wire_span column, size_t row);
+float wire_f32_at(struct wire_span column, size_t row);
 struct wire_span wire_span_of(const void *data, size_t size);
 struct wire_span wire_span_str(const char *text);
 bool wire_span_equal(struct wire_span a, struct wire_span b);
@@ -282,7 +291,7 @@ bool wire_name_valid(struct wire_span name);             /* [A-Za-z0-9._:-]{1,64
 bool wire_utf8_valid(struct wire_span text);             /* no NUL, no overlong, no surrogates */
 
 /* Rows of a decoded token batch, in order. *cursor starts zeroed. False at the end. */
-struct wire_tokens_cursor { unsigned row; size_t ids, text; };
+struct wire_tokens_cursor { unsigned row; size_t ids, text, alternatives; };
 bool wire_tokens_next(const struct wire_tokens *tokens, struct wire_tokens_cursor *cursor, struct wire_tokens_row *row);
 
 /* Builds token batches: add rows, then take frames. One builder per receiver and step.
@@ -293,9 +302,10 @@ bool wire_tokens_next(const struct wire_tokens *tokens, struct wire_tokens_curso
 struct wire_batch;
 enum status wire_batch_create(struct wire_batch **out);
 void wire_batch_destroy(struct wire_batch **batch);
-/* Copies the row. row->ids has count ids; row->logprobs is empty or has count values (a row without gets NaN in a frame with).
+/* Copies the row. row->ids has count ids; row->logprobs is empty or has count values (a row without gets NaN in a frame with); the columns
+ * of alternatives have count times alternatives values.
  * STATUS_AGAIN: no room left in this frame: take it, then add the row again. STATUS_LIMIT: larger than any frame.
- * STATUS_INVALID: the spans of the row disagree, or it has text and no tokens. */
+ * STATUS_INVALID: the spans of the row disagree. */
 enum status wire_batch_add(struct wire_batch *batch, const struct wire_tokens_row *row);
 bool wire_batch_empty(const struct wire_batch *batch);
 /* Less than WIRE_BATCH_RESERVE_BYTES are left of WIRE_TOKENS_BYTES_MAX: take it now. While false, a row that small fits. */

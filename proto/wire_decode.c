@@ -141,6 +141,7 @@ static enum status convert_sampling(const Roost__V1__Sampling *from, struct wire
     to->bias_ids = span(from->bias_ids);
     to->bias_values = span(from->bias_values);
     to->logprobs = from->logprobs;
+    to->token_logprobs = from->token_logprobs;
     to->prompt_logprobs = from->prompt_logprobs;
     return STATUS_OK;
 }
@@ -177,6 +178,9 @@ static void convert_tokens(const Roost__V1__Tokens *from, struct wire_tokens *to
     to->text_bytes = span(from->text_bytes);
     to->text = span(from->text);
     to->logprobs = span(from->logprobs);
+    to->alternatives = span(from->alternatives);
+    to->alternative_ids = span(from->alternative_ids);
+    to->alternative_logprobs = span(from->alternative_logprobs);
     to->row_count = (unsigned)(to->stream.size / 4);
 }
 
@@ -190,6 +194,7 @@ static void convert_done(const Roost__V1__Done *from, struct wire_done *to)
         to->prompt_tokens = from->usage->prompt_tokens;
         to->cached_tokens = from->usage->cached_tokens;
         to->reply_tokens = from->usage->reply_tokens;
+        to->dropped_messages = from->usage->dropped_messages;
     }
     if (from->timings) {
         to->queue_us = from->timings->queue_us;

@@ -194,6 +194,7 @@ static size_t put_body(const struct wire_body *from, uint8_t *out)
     s.bias_ids = bytes(f->bias_ids);
     s.bias_values = bytes(f->bias_values);
     s.logprobs = f->logprobs;
+    s.token_logprobs = f->token_logprobs;
     s.prompt_logprobs = f->prompt_logprobs;
     m.reply_name = bytes(from->reply_name);
     m.history = bytes(from->history);
@@ -214,6 +215,9 @@ static size_t put_tokens(const struct wire_tokens *from, uint8_t *out)
     m.text_bytes = bytes(from->text_bytes);
     m.text = bytes(from->text);
     m.logprobs = bytes(from->logprobs);
+    m.alternatives = bytes(from->alternatives);
+    m.alternative_ids = bytes(from->alternative_ids);
+    m.alternative_logprobs = bytes(from->alternative_logprobs);
     return put(WIRE_TOKENS, &m.base, out);
 }
 
@@ -231,6 +235,7 @@ static size_t put_done(const struct wire_done *from, uint8_t *out)
     usage.prompt_tokens = from->prompt_tokens;
     usage.cached_tokens = from->cached_tokens;
     usage.reply_tokens = from->reply_tokens;
+    usage.dropped_messages = from->dropped_messages;
     m.timings = &timings;
     timings.queue_us = from->queue_us;
     timings.prefill_us = from->prefill_us;

@@ -5,7 +5,6 @@
 #include "proto/wire_internal.h"
 
 #define TOKENS_PER_REPLY_MAX (1u << 24)
-#define LOGPROBS_MAX         20u
 #define INTERVAL_MS_MAX      3600000u
 
 static enum status check_fixed(struct wire_span bytes, size_t size, bool required, const char *field)
@@ -146,9 +145,9 @@ static enum status validate_sampling(const struct wire_sampling *m)
     TRY(check_range(m->top_p, 0, 1, "sampling.top_p"));
     TRY(check_range(m->min_p, 0, 1, "sampling.min_p"));
     if (m->repetition_penalty != 0)
-        TRY(check_range(m->repetition_penalty, 0.01f, 100, "sampling.repetition_penalty"));
-    TRY(check_range(m->presence_penalty, -100, 100, "sampling.presence_penalty"));
-    TRY(check_range(m->frequency_penalty, -100, 100, "sampling.frequency_penalty"));
+        TRY(check_range(m->repetition_penalty, 0.01f, 10, "sampling.repetition_penalty"));
+    TRY(check_range(m->presence_penalty, -10, 10, "sampling.presence_penalty"));
+    TRY(check_range(m->frequency_penalty, -10, 10, "sampling.frequency_penalty"));
     TRY(check_max(m->tokens_max, TOKENS_PER_REPLY_MAX, "sampling.tokens_max"));
     TRY(check_max(m->tokens_min, TOKENS_PER_REPLY_MAX, "sampling.tokens_min"));
     if (m->tokens_max != 0 && m->tokens_min > m->tokens_max)
@@ -163,19 +162,16 @@ static enum status validate_sampling(const struct wire_sampling *m)
             return STATUS_FAIL(STATUS_INVALID, "sampling.stop: an empty string");
         TRY(check_text(m->stops[i], WIRE_STOP_BYTES_MAX, "sampling.stop"));
     }
-    TRY(check_column(m->stop_ids, 4, WIRE_BIAS_MAX, "sampling.stop_ids"));
+    TRY(check_column(m->stop_ids, 4, WIRE_STOP_IDS_MAX, "sampling.stop_ids"));
     TRY(check_column(m->bias_ids, 4, WIRE_BIAS_MAX, "sampling.bias_ids"));
     TRY(check_column(m->bias_values, 4, WIRE_BIAS_MAX, "sampling.bias_values"));
     if (m->bias_ids.size != m->bias_values.size)
         return STATUS_FAIL(STATUS_INVALID, "sampling.bias_values: %zu rows, bias_ids has %zu", m->bias_values.size / 4,
                            m->bias_ids.size / 4);
     for (size_t i = 0; i < m->bias_values.size / 4; i++) {
-        uint32_t bits = wire_u32_at(m->bias_values, i);
-        float value;
-        memcpy(&value, &bits, sizeof value);
-        TRY(check_range(value, -100, 100, "sampling.bias_values"));
+        TRY(check_range(wire_f32_at(m->bias_values, i), -100, 100, "sampling.bias_values"));
     }
-    return check_max(m->logprobs, LOGPROBS_MAX, "sampling.logprobs");
+    return check_max(m->logprobs, WIRE_ALTERNATIVES_MAX, "sampling.logprobs");
 }
 
 static enum status validate_body(const struct wire_body *m)
@@ -196,6 +192,33 @@ static enum status validate_body(const struct wire_body *m)
     TRY(check_text(m->reply_name, WIRE_FREE_NAME_MAX, "body.reply_name"));
     TRY(check_fixed(m->history, 32, false, "body.history"));
     return validate_sampling(&m->sampling);
+}
+
+/* After the columns of rows: each row's count is known. */
+static enum status validate_alternatives(const struct wire_tokens *m)
+{
+    uint64_t values = 0;
+    if (m->alternatives.size != 0 && m->alternatives.size != m->row_count)
+        return STATUS_FAIL(STATUS_INVALID, "tokens.alternatives: %zu bytes, it must be empty or one per row",
+                           m->alternatives.size);
+    for (size_t i = 0; i < m->alternatives.size; i++) {
+        if (m->alternatives.data[i] > WIRE_ALTERNATIVES_MAX)
+            return STATUS_FAIL(STATUS_INVALID, "tokens.alternatives: %u, there are at most %u", m->alternatives.data[i],
+                               WIRE_ALTERNATIVES_MAX);
+        values += (uint64_t)wire_u16_at(m->count, i) * m->alternatives.data[i];
+    }
+    if (values > 0 && m->logprobs.size == 0)
+        return STATUS_FAIL(STATUS_INVALID, "tokens.logprobs: missing, there are alternatives");
+    if (m->alternative_ids.size != 4 * values)
+        return STATUS_FAIL(STATUS_INVALID, "tokens.alternative_ids: %zu bytes, the rows add up to %llu ids",
+                           m->alternative_ids.size, (unsigned long long)values);
+    if (m->alternative_logprobs.size != m->alternative_ids.size)
+        return STATUS_FAIL(STATUS_INVALID, "tokens.alternative_logprobs: %zu bytes, alternative_ids has %zu",
+                           m->alternative_logprobs.size, m->alternative_ids.size);
+    for (size_t i = 0; i < values; i++)
+        if (isnan(wire_f32_at(m->alternative_logprobs, i)))
+            return STATUS_FAIL(STATUS_INVALID, "tokens.alternative_logprobs: not a number");
+    return STATUS_OK;
 }
 
 static enum status validate_tokens(const struct wire_tokens *m)
@@ -224,11 +247,12 @@ static enum status validate_tokens(const struct wire_tokens *m)
     for (size_t i = 0; i < rows; i++) {
         uint32_t text_bytes = wire_u32_at(m->text_bytes, i);
         uint16_t count = wire_u16_at(m->count, i);
-        if (wire_u16_at(m->choice, i) >= WIRE_CHOICES_MAX)
-            return STATUS_FAIL(STATUS_INVALID, "tokens.choice: %u, there are at most %u", wire_u16_at(m->choice, i),
-                               WIRE_CHOICES_MAX);
-        if (count == 0 && text_bytes > 0) /* it could not be told from its repeat */
-            return STATUS_FAIL(STATUS_INVALID, "tokens.count: a row has text and no tokens");
+        uint16_t choice = wire_u16_at(m->choice, i);
+        if (choice > WIRE_CHOICE_PROMPT)
+            return STATUS_FAIL(STATUS_INVALID, "tokens.choice: %u, there are at most %u", choice, WIRE_CHOICES_MAX);
+        bool told = m->logprobs.size >= 4 * (ids + 1) && !isnan(wire_f32_at(m->logprobs, ids));
+        if (choice == WIRE_CHOICE_PROMPT && (text_bytes > 0 || (count > 0 && !told)))
+            return STATUS_FAIL(STATUS_INVALID, "tokens.choice: a row of the prompt has logprobs and no text");
         if (count > UINT32_MAX - wire_u32_at(m->first, i))
             return STATUS_FAIL(STATUS_INVALID, "tokens.first: the sequence number overflows");
         if (text_bytes > m->text.size - text)
@@ -247,7 +271,7 @@ static enum status validate_tokens(const struct wire_tokens *m)
     if (m->logprobs.size != 0 && m->logprobs.size != m->ids.size)
         return STATUS_FAIL(STATUS_INVALID, "tokens.logprobs: %zu bytes, it must be empty or one value per id",
                            m->logprobs.size);
-    return STATUS_OK;
+    return validate_alternatives(m);
 }
 
 static enum status validate_done(const struct wire_done *m)

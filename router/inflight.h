@@ -88,8 +88,9 @@ struct request {
     struct wire_attempt sent;        /* of this dispatch */
     bool dispatched;                 /* at least once */
     bool sent_unacknowledged;        /* counts against the worker's grant */
-    uint32_t next[WIRE_CHOICES_MAX]; /* sequence numbers expected */
-    uint64_t released;               /* tokens passed on, over all choices */
+    uint32_t next[WIRE_SEQUENCES_MAX]; /* sequence numbers expected: of each choice, and of the prompt's log probabilities */
+    uint32_t ended;                    /* a bit for each choice whose text after its last token came */
+    uint64_t released;                 /* tokens passed on, over all choices */
 
     /* of inflight.c */
     enum request_state state;

@@ -11,8 +11,8 @@
  *
  * Borrows everything from struct router (router_internal.h); owns nothing. Loop thread only. Always true:
  *   1. a message changes a request only if it names the worker, stream and attempt that the request was last sent by;
- *   2. tokens of a choice reach the client in sequence, each once; a gap ends the request;
- *   3. a request goes to another worker only while none of its tokens has been released. */
+ *   2. tokens of a choice, and of the prompt, reach the client in sequence, each once; a gap ends the request;
+ *   3. a request goes to another worker only while none of its tokens has been released (what is known of its prompt may have been). */
 #include "router/router_internal.h"
 #include <inttypes.h>
 #include "common/log.h"
@@ -71,21 +71,22 @@ static void on_ack(struct router *router, struct worker *worker, const struct wi
 /* One row of a batch, under the client's number. False: it does not continue what came before. */
 static bool pass_row(struct router *router, struct request *request, struct wire_tokens_row *row)
 {
-    if (row->choice >= WIRE_CHOICES_MAX)
-        return false;
     uint32_t *next = &request->next[row->choice];
-    if (row->first < *next && row->count <= *next - row->first) {
+    bool last = row->count == 0 && row->text.size > 0, ended = request->ended & 1u << row->choice;
+    if ((row->first < *next && row->count <= *next - row->first) || (row->first == *next && last && ended)) {
         router->stats.stale++; /* a repeat */
         return true;
     }
-    if (row->first != *next || row->count > UINT32_MAX - *next)
+    if (row->first != *next || row->count > UINT32_MAX - *next || ended)
         return false;
-    if (row->count == 0 && row->text.size == 0)
+    if (row->count == 0 && !last)
         return true;
+    request->ended |= last ? 1u << row->choice : 0;
     *next += row->count;
-    request->released += row->count;
     accept(router, request);
-    if (request->state == REQUEST_ACCEPTED)
+    if (row->choice < WIRE_CHOICES_MAX) /* what is known of the prompt can be computed again anywhere */
+        request->released += row->count;
+    if (request->released > 0 && request->state == REQUEST_ACCEPTED)
         inflight_move(router->inflight, request, REQUEST_STREAMING);
     row->stream = request->stream_key.stream;
     row->attempt = request_client_attempt(request);

@@ -14,6 +14,7 @@
  *   2. who calls request_end or request_fail does not touch the request afterwards;
  *   3. what is refused is in no table: its terminal and its bytes are settled at once. */
 #include "router/router_internal.h"
+#include <string.h>
 #include "common/clock.h"
 #include "common/hash.h"
 #include "common/log.h"
@@ -106,6 +107,9 @@ static bool rebind(struct router *router, struct request *request, const struct 
     if (inflight_rename(router->inflight, request, head->stream) != STATUS_OK)
         return false;
     request->client_attempt.client = head->attempt.client;
+    memset(request->next, 0, sizeof request->next); /* and sees everything from its start */
+    request->ended = 0;
+    request->released = 0;
     if (!again)
         return true;
     /* The worker knows the id: a newer attempt takes its stream over and sees it from the first token. */

@@ -95,9 +95,7 @@ enum status request_dispatch(struct router *router, struct request *request, str
     request->dispatched = true;
     request->sent_unacknowledged = true;
     request->reason = reason;
-    memset(request->next, 0, sizeof request->next);
-    request->released = 0;
-    request->wait_until_ms = 0;
+    request->wait_until_ms = 0; /* request->next stays: no choice has released anything, and what came of the prompt comes again */
     if (request->call)
         snprintf(request->call->ran_on, sizeof request->call->ran_on, "%s", worker_name(worker));
     inflight_move(router->inflight, request, REQUEST_SENT);

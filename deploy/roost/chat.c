@@ -20,13 +20,14 @@
 #define TEMPERATURE_DEFAULT 0.8f      /* lively, and still words: what the shipped model was looked at with */
 #define TOKENS_MAX_DEFAULT 200        /* a reply of the shipped model has 40 tokens on average */
 
-struct chat_options {
+struct chat_options {              /* the texts are the command line's */
     const char *routers[ROUTERS_MAX];
     unsigned router_count;
     const char *tenant, *conversation, *as, *with, *setting, *script;
-    float temperature;
-    uint64_t seed, tokens_max, deadline_s;
-    bool seed_given, json;
+    struct wire_sampling sampling;
+    struct wire_span stops[WIRE_STOPS_MAX];
+    uint64_t seed, deadline_s;
+    bool seed_given, truncate, json;
     char conversation_made[WIRE_NAME_MAX + 1];
 };
 
@@ -54,8 +55,17 @@ static const char usage[] =
     "  --with NAME           the name that answers\n"
     "  --setting TEXT        where it takes place: the first message\n"
     "  --temperature T       0: always the likeliest token (default 0.8)\n"
+    "  --top-p P             only the likeliest tokens that make up P together, 0 to 1 (default: all)\n"
+    "  --top-k N             only the N likeliest tokens (default: all)\n"
+    "  --min-p P             only tokens at least P times as likely as the likeliest, 0 to 1 (default: all)\n"
+    "  --repetition-penalty R   above 1: what was said already is less likely, 0.01 to 10 (default 1)\n"
+    "  --presence-penalty X  taken from what is in the reply already, -10 to 10 (default 0)\n"
+    "  --frequency-penalty X the same, for each time (default 0)\n"
+    "  --stop TEXT           ends the reply before this; may be given again\n"
     "  --seed N              the same words give the same reply (default: a new seed each turn)\n"
     "  --tokens-max N        most tokens of a reply, 0: what the context leaves (default 200)\n"
+    "  --tokens-min N        fewest tokens of a reply (default 0)\n"
+    "  --truncate            forget the oldest messages when the conversation is too long, instead of an error\n"
     "  --deadline SECONDS    a turn that takes longer fails (default 120)\n"
     "  --script FILE         read the messages from FILE\n"
     "  --json                print one JSON object per turn\n"
@@ -71,7 +81,8 @@ static const char chat_help[] =
     "  \\n in a line is a line break; a message that starts with / is written with a second one: //\n";
 
 enum { OPTION_ROUTER = 1, OPTION_CONVERSATION, OPTION_TENANT, OPTION_AS, OPTION_WITH, OPTION_SETTING, OPTION_TEMPERATURE,
-       OPTION_SEED, OPTION_TOKENS_MAX, OPTION_DEADLINE, OPTION_SCRIPT, OPTION_JSON, OPTION_HELP, OPTION_VERSION };
+       OPTION_TOP_P, OPTION_TOP_K, OPTION_MIN_P, OPTION_REPETITION_PENALTY, OPTION_PRESENCE_PENALTY, OPTION_FREQUENCY_PENALTY,
+       OPTION_STOP, OPTION_SEED, OPTION_TOKENS_MAX, OPTION_TOKENS_MIN, OPTION_TRUNCATE, OPTION_DEADLINE, OPTION_SCRIPT, OPTION_JSON, OPTION_HELP, OPTION_VERSION };
 
 static const struct option long_options[] = {
     { "router", required_argument, NULL, OPTION_ROUTER },
@@ -81,8 +92,17 @@ static const struct option long_options[] = {
     { "with", required_argument, NULL, OPTION_WITH },
     { "setting", required_argument, NULL, OPTION_SETTING },
     { "temperature", required_argument, NULL, OPTION_TEMPERATURE },
+    { "top-p", required_argument, NULL, OPTION_TOP_P },
+    { "top-k", required_argument, NULL, OPTION_TOP_K },
+    { "min-p", required_argument, NULL, OPTION_MIN_P },
+    { "repetition-penalty", required_argument, NULL, OPTION_REPETITION_PENALTY },
+    { "presence-penalty", required_argument, NULL, OPTION_PRESENCE_PENALTY },
+    { "frequency-penalty", required_argument, NULL, OPTION_FREQUENCY_PENALTY },
+    { "stop", required_argument, NULL, OPTION_STOP },
     { "seed", required_argument, NULL, OPTION_SEED },
     { "tokens-max", required_argument, NULL, OPTION_TOKENS_MAX },
+    { "tokens-min", required_argument, NULL, OPTION_TOKENS_MIN },
+    { "truncate", no_argument, NULL, OPTION_TRUNCATE },
     { "deadline", required_argument, NULL, OPTION_DEADLINE },
     { "script", required_argument, NULL, OPTION_SCRIPT },
     { "json", no_argument, NULL, OPTION_JSON },
@@ -117,13 +137,58 @@ static enum status add_router(struct chat_options *options, const char *endpoint
     return STATUS_OK;
 }
 
+static enum status add_stop(struct chat_options *options, const char *text)
+{
+    struct wire_sampling *sampling = &options->sampling;
+    if (sampling->stop_count == WIRE_STOPS_MAX)
+        return STATUS_FAIL(STATUS_INVALID, "--stop may be given at most %d times", WIRE_STOPS_MAX);
+    if (*text == '\0')
+        return STATUS_FAIL(STATUS_INVALID, "--stop takes a text");
+    TRY(text_option("--stop", text, WIRE_STOP_BYTES_MAX, &text));
+    options->stops[sampling->stop_count++] = wire_span_str(text);
+    return STATUS_OK;
+}
+
+static enum status tokens_option(const char *option, const char *text, uint32_t *out)
+{
+    uint64_t value = 0;
+    TRY(options_uint(option, text, 1u << 24, &value));
+    *out = (uint32_t)value;
+    return STATUS_OK;
+}
+
+/* Those of the sampler. *taken: it was one. */
+static enum status sampling_option(int option, const char *text, struct chat_options *options, bool *taken)
+{
+    struct wire_sampling *sampling = &options->sampling;
+    *taken = true;
+    switch (option) {
+    case OPTION_TEMPERATURE: return options_float("--temperature", text, 0, 100, &sampling->temperature);
+    case OPTION_TOP_P: return options_float("--top-p", text, 0, 1, &sampling->top_p);
+    case OPTION_TOP_K: return tokens_option("--top-k", text, &sampling->top_k);
+    case OPTION_MIN_P: return options_float("--min-p", text, 0, 1, &sampling->min_p);
+    case OPTION_REPETITION_PENALTY: return options_float("--repetition-penalty", text, 0.01, 10, &sampling->repetition_penalty);
+    case OPTION_PRESENCE_PENALTY: return options_float("--presence-penalty", text, -10, 10, &sampling->presence_penalty);
+    case OPTION_FREQUENCY_PENALTY: return options_float("--frequency-penalty", text, -10, 10, &sampling->frequency_penalty);
+    case OPTION_STOP: return add_stop(options, text);
+    case OPTION_TOKENS_MAX: return tokens_option("--tokens-max", text, &sampling->tokens_max);
+    case OPTION_TOKENS_MIN: return tokens_option("--tokens-min", text, &sampling->tokens_min);
+    default: *taken = false; return STATUS_OK;
+    }
+}
+
 /* *done: nothing is left to do (--help, --version). */
 static enum status parse_options(int argc, char **argv, struct chat_options *options, bool *done)
 {
-    *options = (struct chat_options){ .temperature = TEMPERATURE_DEFAULT, .tokens_max = TOKENS_MAX_DEFAULT };
+    bool taken;
+    *options = (struct chat_options){ .sampling = { .temperature = TEMPERATURE_DEFAULT, .tokens_max = TOKENS_MAX_DEFAULT } };
+    options->sampling.stops = options->stops;
     opterr = 0;
     optind = 1;
     for (int option; (option = getopt_long(argc, argv, ":", long_options, NULL)) != -1;) {
+        TRY(sampling_option(option, optarg, options, &taken));
+        if (taken)
+            continue;
         switch (option) {
         case OPTION_ROUTER: TRY(add_router(options, optarg)); break;
         case OPTION_CONVERSATION: TRY(name_option("--conversation", optarg, &options->conversation)); break;
@@ -131,9 +196,8 @@ static enum status parse_options(int argc, char **argv, struct chat_options *opt
         case OPTION_AS: TRY(text_option("--as", optarg, 256, &options->as)); break;
         case OPTION_WITH: TRY(text_option("--with", optarg, 256, &options->with)); break;
         case OPTION_SETTING: TRY(text_option("--setting", optarg, WIRE_BODY_BYTES_MAX, &options->setting)); break;
-        case OPTION_TEMPERATURE: TRY(options_float("--temperature", optarg, 100, &options->temperature)); break;
         case OPTION_SEED: TRY(options_uint("--seed", optarg, UINT64_MAX, &options->seed)); options->seed_given = true; break;
-        case OPTION_TOKENS_MAX: TRY(options_uint("--tokens-max", optarg, 1u << 24, &options->tokens_max)); break;
+        case OPTION_TRUNCATE: options->truncate = true; break;
         case OPTION_DEADLINE: TRY(options_uint("--deadline", optarg, WIRE_DEADLINE_MS_MAX / 1000, &options->deadline_s)); break;
         case OPTION_SCRIPT: options->script = optarg; break;
         case OPTION_JSON: options->json = true; break;
@@ -167,7 +231,8 @@ static enum status ask(struct chat *chat, bool *ok)
         .messages = chat->history.messages,
         .message_count = chat->history.count,
         .reply_name = options->with,
-        .sampling = { .temperature = options->temperature, .tokens_max = (uint32_t)options->tokens_max },
+        .sampling = options->sampling,
+        .truncate = options->truncate,
         .deadline_ms = (uint32_t)options->deadline_s * 1000,
         .seed = options->seed + chat->retries,       /* another reply needs another seed */
         .seed_given = options->seed_given,

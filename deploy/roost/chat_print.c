@@ -64,6 +64,8 @@ static void print_summary(const struct chat_print *print, const struct chat_turn
         fprintf(print->stream, " · route %s", result->route);
     if (result->finish == WIRE_FINISH_LENGTH)
         fprintf(print->stream, " · cut at %u tokens", result->reply_tokens);
+    if (result->dropped_messages > 0)
+        fprintf(print->stream, " · %u messages forgotten", result->dropped_messages);
     if (result->inexact)
         fprintf(print->stream, " · inexact");
     fprintf(print->stream, "]%s\n", plain(print));
@@ -103,11 +105,11 @@ static json_t *json_turn(const char *conversation, unsigned turn, const struct c
         "queue_us", (json_int_t)result->queue_us, "prefill_us", (json_int_t)result->prefill_us,
         "decode_us", (json_int_t)result->decode_us, "route_us", (json_int_t)result->route_us,
         "tokens_per_second", tokens_per_second(result));
-    return json_pack("{s:s, s:I, s:s%, s:I, s:I, s:I, s:I, s:s, s:s, s:s, s:b, s:o, s:o}",
+    return json_pack("{s:s, s:I, s:s%, s:I, s:I, s:I, s:I, s:I, s:s, s:s, s:s, s:b, s:o, s:o}",
         "conversation", conversation, "turn", (json_int_t)turn,
         "text", result->text, result->text_size, "ids", (json_int_t)result->id_count,
         "prompt_tokens", (json_int_t)result->prompt_tokens, "cached_tokens", (json_int_t)result->cached_tokens,
-        "reply_tokens", (json_int_t)result->reply_tokens, "finish", result->error ? "" : wire_finish_name(result->finish),
+        "reply_tokens", (json_int_t)result->reply_tokens, "dropped_messages", (json_int_t)result->dropped_messages, "finish", result->error ? "" : wire_finish_name(result->finish),
         "worker", result->worker, "route", result->route, "inexact", result->inexact,
         "timings", timings, "error", error);
 }

@@ -134,6 +134,7 @@ static void on_end(void *user, struct client_call *call, const struct client_end
     result->prompt_tokens = end->prompt_tokens;
     result->cached_tokens = end->cached_tokens;
     result->reply_tokens = end->reply_tokens;
+    result->dropped_messages = end->dropped_messages;
     result->queue_us = end->queue_us;
     result->prefill_us = end->prefill_us;
     result->decode_us = end->decode_us;

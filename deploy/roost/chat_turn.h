@@ -24,7 +24,7 @@ struct chat_turn_result {
     char detail[WIRE_DETAIL_MAX + 1];
     uint32_t retry_after_ms;
     enum wire_finish finish;
-    uint32_t prompt_tokens, cached_tokens, reply_tokens;
+    uint32_t prompt_tokens, cached_tokens, reply_tokens, dropped_messages;
     uint32_t queue_us, prefill_us, decode_us, route_us;
     char worker[WIRE_NAME_MAX + 1], route[WIRE_NAME_MAX + 1];
     bool inexact;

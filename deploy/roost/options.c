@@ -16,12 +16,12 @@ enum status options_uint(const char *option, const char *text, uint64_t max, uin
     return STATUS_OK;
 }
 
-enum status options_float(const char *option, const char *text, double max, float *out)
+enum status options_float(const char *option, const char *text, double min, double max, float *out)
 {
     char *end;
     double value = strtod(text, &end);
-    if (end == text || *end != '\0' || !isfinite(value) || value < 0 || value > max)
-        return STATUS_FAIL(STATUS_INVALID, "%s takes a number from 0 to %g, not '%s'", option, max, text);
+    if (end == text || *end != '\0' || !isfinite(value) || value < min || value > max)
+        return STATUS_FAIL(STATUS_INVALID, "%s takes a number from %g to %g, not '%s'", option, min, max, text);
     *out = (float)value;
     return STATUS_OK;
 }

@@ -6,6 +6,6 @@
 
 /* STATUS_INVALID with a detail that names the option. *out is untouched then. */
 enum status options_uint(const char *option, const char *text, uint64_t max, uint64_t *out);
-enum status options_float(const char *option, const char *text, double max, float *out);   /* 0 to max, finite */
+enum status options_float(const char *option, const char *text, double min, double max, float *out);
 
 #endif

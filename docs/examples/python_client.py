@@ -47,14 +47,53 @@ def column(data, code):
     return struct.unpack(f"<{len(data) // struct.calcsize(code)}{code}", data)
 
 
+PROMPT = 16   # the choice of rows that tell about the prompt
+
+
+class Row:
+    """What one choice released: tokens from number `first` on, and their text."""
+
+    def __init__(self, choice, first, ids, text, logprobs, alternatives):
+        self.choice, self.first, self.ids, self.text = choice, first, ids, text
+        self.logprobs = logprobs              # one for each id, if asked for
+        self.alternatives = alternatives      # for each id a list of (id, log probability), likeliest first
+
+
 def rows_of(tokens, stream):
-    """(first, count, text) of each row of one stream in a TOKENS message."""
-    at = 0
-    for number, first, count, size in zip(column(tokens.stream, "I"), column(tokens.first, "I"), column(tokens.count, "H"),
-                                          column(tokens.text_bytes, "I")):
+    """The rows of one stream in a TOKENS message."""
+    ids, logprobs = column(tokens.ids, "I"), column(tokens.logprobs, "f")
+    others = list(zip(column(tokens.alternative_ids, "I"), column(tokens.alternative_logprobs, "f")))
+    streams, at, text_at, other_at = column(tokens.stream, "I"), 0, 0, 0
+    for number, choice, first, count, size, width in zip(
+            streams, column(tokens.choice, "H"), column(tokens.first, "I"), column(tokens.count, "H"), column(tokens.text_bytes, "I"),
+            tokens.alternatives or bytes(len(streams))):
         if number == stream:
-            yield first, count, tokens.text[at:at + size].decode()
-        at += size
+            yield Row(choice, first, ids[at:at + count], tokens.text[text_at:text_at + size].decode(),
+                      logprobs[at:at + count], [others[i:i + width] for i in range(other_at, other_at + count * width, width or 1)])
+        at, text_at, other_at = at + count, text_at + size, other_at + count * width
+
+
+class Received:
+    """Counts what came, for each choice and for the prompt."""
+
+    def __init__(self):
+        self.due, self.ended = [0] * (PROMPT + 1), set()
+
+    def is_new(self, row):
+        """False: a repeat."""
+        due, last = self.due[row.choice], not row.ids     # text alone: the end of a choice, before a stop string
+        if (row.first < due and row.first + len(row.ids) <= due) or (last and row.first == due and row.choice in self.ended):
+            return False
+        if row.first != due or row.choice in self.ended:
+            raise Failed(f"choice {row.choice}: tokens from {row.first} came, from {due} were due")
+        self.due[row.choice] += len(row.ids)
+        if last:
+            self.ended.add(row.choice)
+        return True
+
+    @property
+    def released(self):
+        return sum(self.due[:PROMPT])
 
 
 def check_error(message, stream=0):
@@ -115,31 +154,35 @@ class Client:
                     yield message
 
     def generate(self, body, conversation, deadline_ms=120000):
-        """Yields pieces of text as they come; returns the DONE message."""
+        """Yields rows as they come; returns the DONE message."""
         self.stream += 1
         body = encode(body)
         head = pb.Head(request_id=os.urandom(16), session=self.session, stream=self.stream, tenant=b"default", conversation=conversation,
                        deadline_ms=deadline_ms, attempt=pb.Attempt(client=1), body_bytes=len(body))
         self.data.socket.send_multipart([encode(head), body])
-        released, give_up = 0, time.monotonic() + deadline_ms / 1000 + 1
+        received, give_up = Received(), time.monotonic() + deadline_ms / 1000 + 1
         while time.monotonic() < give_up:
             for message in self.receive():
                 check_error(message, self.stream)
                 if isinstance(message, pb.Tokens):
-                    for first, count, text in rows_of(message, self.stream):
-                        if first > released:
-                            raise Failed(f"tokens from {first} came, from {released} were due")
-                        if first == released:         # else a repeat
-                            released += count
-                            yield text
-                elif isinstance(message, pb.Resend) and released == 0:
+                    yield from filter(received.is_new, rows_of(message, self.stream))
+                elif isinstance(message, pb.Resend) and received.released == 0:
                     head.attempt.client += 1          # a worker was lost, and the body with it: once more
                     self.data.socket.send_multipart([encode(head), body])
                 elif isinstance(message, pb.Done) and message.stream == self.stream:
-                    if message.released != released:
-                        raise Failed(f"{message.released} tokens were released and {released} arrived")
+                    if message.released != received.released:
+                        raise Failed(f"{message.released} tokens were released and {received.released} arrived")
                     return message
         raise Failed("no answer within the deadline")
+
+
+def show(row, texts):
+    """The first choice as it comes; the others when all is there."""
+    texts[row.choice] = texts.get(row.choice, "") + row.text
+    if row.choice == 0:
+        print(row.text, end="", flush=True)
+        for token, value, others in zip(row.ids, row.logprobs, row.alternatives):
+            print(f" [{token} {value:.2f}: {', '.join(f'{other} {likely:.2f}' for other, likely in others)}]", end="", flush=True)
 
 
 def main():
@@ -149,21 +192,32 @@ def main():
     parser.add_argument("--message", default="Who is there?", help="what is said")
     parser.add_argument("--name", default="", help="who says it")
     parser.add_argument("--reply-name", default="", help="who is to answer")
+    parser.add_argument("--temperature", type=float, default=0, help="0: always the likeliest token")
+    parser.add_argument("--top-p", type=float, default=0, help="only the likeliest tokens that make up this much together")
+    parser.add_argument("--stop", action="append", default=[], help="the reply ends before this text; may be given again")
+    parser.add_argument("--tokens-max", type=int, default=200, help="most tokens of a reply")
+    parser.add_argument("--choices", type=int, default=1, help="how many replies")
+    parser.add_argument("--logprobs", type=int, default=0, help="print so many alternatives of each token")
     options = parser.parse_args()
+    sampling = pb.Sampling(temperature=options.temperature, top_p=options.top_p, stop=[stop.encode() for stop in options.stop],
+                           tokens_max=options.tokens_max, choices=options.choices, logprobs=options.logprobs)
     body = pb.Body(messages=[pb.Message(role=pb.MESSAGE_USER, name=options.name.encode(), text=options.message.encode())],
-                   reply_name=options.reply_name.encode(), sampling=pb.Sampling(temperature=0, tokens_max=200))
+                   reply_name=options.reply_name.encode(), sampling=sampling)
+    texts = {}
     try:
         client = Client(options.router)
         reply = client.generate(body, options.conversation.encode())
         while True:
             try:
-                print(next(reply), end="", flush=True)
+                show(next(reply), texts)
             except StopIteration as end:
                 done = end.value
                 break
         client.close()
     except Failed as failure:
         sys.exit(f"python_client: {failure}")
+    for choice in range(1, len(done.finish)):
+        print(f"\n\n[choice {choice}] {texts.get(choice, '')}", end="")
     print(f"\n[{done.usage.prompt_tokens} prompt tokens, {done.usage.cached_tokens} of them from cache; {done.usage.reply_tokens} in the "
           f"reply; by {done.worker.decode()}, {done.route.decode()}]")
 

@@ -1,4 +1,4 @@
-/* activation.c - gated activations: silu(x) = x / (1 + exp(-x)); gelu_tanh(x) = x/2 (1 + tanh(x (c0 + c1 x^2))). */
+/* activation.c - soft cap, and gated activations: silu(x) = x / (1 + exp(-x)); gelu_tanh(x) = x/2 (1 + tanh(x (c0 + c1 x^2))). */
 #include "kernels/activation.h"
 #include "kernels/ref/inline.h"
 #include "kernels/ref/levels.h"
@@ -19,4 +19,10 @@ void KERNEL(gelu_tanh_gate)(float *restrict gate, const float *restrict up, size
         float t = inline_tanh(x * float_fma(x * x, GELU_C1, GELU_C0));
         gate[i] = ((0.5f * x) * (1.0f + t)) * up[i];
     }
+}
+
+void KERNEL(softcap)(float *x, size_t count, float cap)
+{
+    for (size_t i = 0; i < count; i++)
+        x[i] = cap * inline_tanh(x[i] / cap);
 }

@@ -2,8 +2,9 @@
  *
  * Work goes by tiles of (row, head) pairs that share one KV head:
  *   for each block:  scores of all pairs (integer tiles) -> weights P and sums per pair -> P times V (integer tiles) -> fold
- * A pair that sees nothing of a block takes no part in it. */
+ * A pair that sees nothing of a block takes no part in it, and a block that no pair of the tile sees is not touched. */
 #include "kernels/attention.h"
+#include <stdbool.h>
 #include "kernels/ref/dot.h"
 #include "kernels/ref/inline.h"
 #include "kernels/ref/levels.h"
@@ -23,7 +24,8 @@ struct partial {               /* a softmax state: sum and o are relative to 2^t
 
 struct tile {                  /* the pairs at work; arrays in the caller's scratch memory */
     const struct attention *job;
-    size_t kv_head, group, first_row, rows, pairs;
+    size_t kv_head, head, heads;             /* query heads [head, head + heads), all of one KV head */
+    size_t first_row, rows, pairs;           /* pair p: row first_row + p / heads, head + p % heads */
     const dot_operand *q;      /* (pairs, dim) */
     int32_t *q_offset;         /* (pairs) */
     int32_t *score;            /* (pairs, 64) */
@@ -34,9 +36,28 @@ struct tile {                  /* the pairs at work; arrays in the caller's scra
     float *unit_o, *total_o;   /* (pairs, dim) */
 };
 
+/* A row at `position` sees the keys from here up to itself, and the sinks. */
 static uint32_t row_first_key(const struct attention *job, uint32_t position)
 {
     return job->window && position >= job->window ? position - job->window + 1u : 0u;
+}
+
+static uint32_t row_sinks_end(const struct attention *job, uint32_t position)
+{
+    if (!job->window)
+        return 0;
+    return job->sinks < position + 1u ? job->sinks : position + 1u;
+}
+
+static size_t pair_row(const struct tile *tile, size_t pair)
+{
+    return tile->first_row + pair / tile->heads;
+}
+
+/* Of the rows and heads of the job: where a pair's values are. */
+static size_t pair_index(const struct tile *tile, size_t pair)
+{
+    return pair_row(tile, pair) * tile->job->heads + tile->head + pair % tile->heads;
 }
 
 /* Integers that order like floats. */
@@ -51,17 +72,34 @@ static inline float float_from_order(int32_t order)
     return float_from_bits((uint32_t)order ^ ((uint32_t)(order >> 31) & 0x7fffffffu));
 }
 
-/* One pair and one block: keys [low, high) of it are visible, at least one. */
+struct visible {               /* of one block and row: keys [low, high) and, at the block's start, [0, sinks) */
+    uint32_t low, high, sinks;
+};
+
+static struct visible block_visible(const struct attention *job, uint32_t position, uint32_t begin)
+{
+    uint32_t from = row_first_key(job, position), sinks_end = row_sinks_end(job, position), end = begin + BLOCK;
+    struct visible visible = {0, 0, 0};
+    if (from < end && position >= begin) {
+        visible.low = from > begin ? from - begin : 0;
+        visible.high = position < end ? position - begin + 1 : BLOCK;
+    }
+    if (sinks_end > begin)
+        visible.sinks = sinks_end < end ? sinks_end - begin : BLOCK;
+    return visible;
+}
+
+/* One pair and one block, of which at least one key is visible. */
 static void softmax_block(const int32_t *restrict score, float q_scale, const float *restrict k_scale,
-                          const float *restrict v_scale, uint32_t low, uint32_t high, dot_weight *restrict weight,
+                          const float *restrict v_scale, struct visible visible, dot_weight *restrict weight,
                           struct partial *restrict block, float *restrict gain)
 {
     float s[BLOCK], a[BLOCK];
     int32_t top = INT32_MIN;
-    uint32_t span = high - low;
+    uint32_t low = visible.low, span = visible.high - visible.low, sinks = visible.sinks;
     for (uint32_t j = 0; j < BLOCK; j++) {
         float value = ((float)score[j] * q_scale) * k_scale[j];
-        value = j - low < span ? value : -__builtin_inff();
+        value = (j - low < span) | (j < sinks) ? value : -__builtin_inff();
         s[j] = value;
         int32_t order = float_order(value);
         top = order > top ? order : top;
@@ -72,7 +110,7 @@ static void softmax_block(const int32_t *restrict score, float q_scale, const fl
     for (uint32_t j = 0; j < BLOCK; j++) {
         float e = inline_exp2(s[j] - m);
         float scaled = e * v_scale[j];
-        scaled = j - low < span ? scaled : 0.0f;
+        scaled = (j - low < span) | (j < sinks) ? scaled : 0.0f;
         a[j] = scaled;
         sum += float_round_bits(e * 65536.0f);
         int32_t bits = (int32_t)(float_bits(scaled) & 0x7fffffffu);   /* a NaN comes out on top and ends in the result */
@@ -164,21 +202,22 @@ static void attend_block(const struct tile *tile, uint32_t b)
     const float *v_scale = (const float *)(page + job->v_scale_offset) + tile->kv_head * BLOCK;
     uint32_t begin = b * BLOCK, end = begin + BLOCK;
 
+    /* The first row's window reaches back furthest; the last row sees the most sinks. */
     uint32_t first = row_first_key(job, job->start + (uint32_t)tile->first_row);
     uint32_t last = job->start + (uint32_t)(tile->first_row + tile->rows - 1);
-    score_block(tile, k, first > begin ? first - begin : 0, last < end ? last - begin + 1 : BLOCK);
+    bool from_start = row_sinks_end(job, last) > begin || first < begin;
+    score_block(tile, k, from_start ? 0 : first - begin, last < end ? last - begin + 1 : BLOCK);
 
     for (size_t p = 0; p < tile->pairs; p++) {
-        size_t row = tile->first_row + p / tile->group, head = tile->kv_head * tile->group + p % tile->group;
-        uint32_t position = job->start + (uint32_t)row, from = row_first_key(job, position);
+        struct visible visible = block_visible(job, job->start + (uint32_t)pair_row(tile, p), begin);
         tile->block[p].used = 0;
-        if (from >= end || position < begin) {
+        if (visible.high == 0 && visible.sinks == 0) {
             memset(tile->weight + p * BLOCK, 0, BLOCK * sizeof *tile->weight);
             continue;
         }
-        float q_scale = job->q_scale[row * job->heads + head] * job->score_scale;
-        softmax_block(tile->score + p * BLOCK, q_scale, k_scale, v_scale, from > begin ? from - begin : 0,
-                      position < end ? position - begin + 1 : BLOCK, tile->weight + p * BLOCK, &tile->block[p], &tile->gain[p]);
+        float q_scale = job->q_scale[pair_index(tile, p)] * job->score_scale;
+        softmax_block(tile->score + p * BLOCK, q_scale, k_scale, v_scale, visible, tile->weight + p * BLOCK, &tile->block[p],
+                      &tile->gain[p]);
     }
     value_block(tile, v);
     for (size_t p = 0; p < tile->pairs; p++)
@@ -187,31 +226,42 @@ static void attend_block(const struct tile *tile, uint32_t b)
                  tile->value + p * job->dim, job->dim);
 }
 
+static void prepare_queries(struct tile *tile, dot_operand *q_copy)
+{
+    size_t dim = tile->job->dim;
+    for (size_t p = 0; p < tile->pairs; p++) {
+        const dot_operand *ready = dot_prepare(tile->job->q + pair_index(tile, p) * dim, dim, q_copy + p * dim, &tile->q_offset[p]);
+        if (ready != q_copy + p * dim)       /* with several KV heads the pairs are not contiguous: make them so */
+            memcpy(q_copy + p * dim, ready, dim * sizeof *ready);
+    }
+    tile->q = q_copy;
+}
+
 static void attend_tile(struct tile *tile, dot_operand *q_copy)
 {
     const struct attention *job = tile->job;
     size_t dim = job->dim;
-    for (size_t p = 0; p < tile->pairs; p++) {
-        size_t row = tile->first_row + p / tile->group, head = tile->kv_head * tile->group + p % tile->group;
-        const dot_operand *ready = dot_prepare(job->q + (row * job->heads + head) * dim, dim, q_copy + p * dim, &tile->q_offset[p]);
-        if (ready != q_copy + p * dim)       /* with several KV heads the pairs are not contiguous: make them so */
-            memcpy(q_copy + p * dim, ready, dim * sizeof *ready);
+    prepare_queries(tile, q_copy);
+    for (size_t p = 0; p < tile->pairs; p++)
         tile->unit[p].used = tile->total[p].used = 0;
-    }
-    tile->q = q_copy;
 
-    uint32_t first = row_first_key(job, job->start + (uint32_t)tile->first_row) / BLOCK;
-    uint32_t last = (job->start + (uint32_t)(tile->first_row + tile->rows - 1)) / BLOCK;
-    for (uint32_t b = first; b <= last; b++) {
-        if (b > first && b % ATTENTION_UNIT_BLOCKS == 0)
+    uint32_t last_key = job->start + (uint32_t)(tile->first_row + tile->rows - 1);
+    uint32_t first = row_first_key(job, job->start + (uint32_t)tile->first_row) / BLOCK, last = last_key / BLOCK;
+    uint32_t sink_blocks = (row_sinks_end(job, last_key) + BLOCK - 1) / BLOCK;
+    uint32_t b = sink_blocks ? 0 : first, unit = b / ATTENTION_UNIT_BLOCKS;
+    while (b <= last) {
+        if (b / ATTENTION_UNIT_BLOCKS != unit)
             close_unit(tile);
+        unit = b / ATTENTION_UNIT_BLOCKS;
         attend_block(tile, b);
+        b++;
+        if (b >= sink_blocks && b < first)       /* from the sinks to the window */
+            b = first;
     }
     close_unit(tile);
 
     for (size_t p = 0; p < tile->pairs; p++) {
-        size_t row = tile->first_row + p / tile->group, head = tile->kv_head * tile->group + p % tile->group;
-        float *out = job->out + (row * job->heads + head) * dim;
+        float *out = job->out + pair_index(tile, p) * dim;
         float inverse = 1.0f / tile->total[p].sum;
         for (size_t d = 0; d < dim; d++)
             out[d] = tile->total_o[p * dim + d] * inverse;
@@ -225,12 +275,26 @@ static void *carve(char **at, size_t bytes)
     return piece;
 }
 
+/* All rows of the heads [first, end) of one KV head. */
+static void attend_heads(struct tile *tile, size_t first, size_t end, dot_operand *q_copy)
+{
+    tile->head = first;
+    tile->heads = end - first;
+    size_t rows = tile->job->rows, rows_max = tile->heads < ATTENTION_PAIRS ? ATTENTION_PAIRS / tile->heads : 1;
+    for (tile->first_row = 0; tile->first_row < rows; tile->first_row += rows_max) {
+        size_t left = rows - tile->first_row;
+        tile->rows = left < rows_max ? left : rows_max;
+        tile->pairs = tile->rows * tile->heads;
+        attend_tile(tile, q_copy);
+    }
+}
+
 void KERNEL(attention)(const struct attention *job)
 {
     size_t group = job->heads / job->kv_heads, dim = job->dim;
-    size_t rows_max = group < ATTENTION_PAIRS ? ATTENTION_PAIRS / group : 1, pairs = rows_max * group;
+    size_t pairs = group < ATTENTION_PAIRS ? ATTENTION_PAIRS : group;
     char *at = job->scratch;
-    struct tile tile = {.job = job, .group = group};
+    struct tile tile = {.job = job};
     dot_operand *q_copy = carve(&at, pairs * dim * sizeof *q_copy);
     tile.q_offset = carve(&at, pairs * sizeof *tile.q_offset);
     tile.score = carve(&at, pairs * BLOCK * sizeof *tile.score);
@@ -244,11 +308,11 @@ void KERNEL(attention)(const struct attention *job)
     tile.total_o = carve(&at, pairs * dim * sizeof *tile.total_o);
     memset(tile.score, 0, pairs * BLOCK * sizeof *tile.score);
 
-    for (tile.kv_head = 0; tile.kv_head < job->kv_heads; tile.kv_head++)
-        for (tile.first_row = 0; tile.first_row < job->rows; tile.first_row += rows_max) {
-            size_t left = job->rows - tile.first_row;
-            tile.rows = left < rows_max ? left : rows_max;
-            tile.pairs = tile.rows * group;
-            attend_tile(&tile, q_copy);
-        }
+    size_t head = job->head_first, end = job->head_count ? head + job->head_count : job->heads;
+    while (head < end) {
+        tile.kv_head = head / group;
+        size_t group_end = (tile.kv_head + 1) * group, stop = group_end < end ? group_end : end;
+        attend_heads(&tile, head, stop, q_copy);
+        head = stop;
+    }
 }

@@ -7,6 +7,9 @@
 extern const struct kernels KERNEL(kernels);
 
 quantize_rows_fn KERNEL(quantize_rows);
+quantize_static_rows_fn KERNEL(quantize_static_rows);
+quantize_wide_rows_fn KERNEL(quantize_wide_rows);
+rotate_rows_fn KERNEL(rotate_rows);
 dequantize_row_fn KERNEL(dequantize_row);
 all_finite_fn KERNEL(all_finite);
 rmsnorm_rows_fn KERNEL(rmsnorm_rows);
@@ -14,6 +17,7 @@ rope_table_fn KERNEL(rope_table);
 rope_rows_fn KERNEL(rope_rows);
 activation_gate_fn KERNEL(silu_gate);
 activation_gate_fn KERNEL(gelu_tanh_gate);
+softcap_fn KERNEL(softcap);
 gemm_int8_fn KERNEL(gemm_int8);
 attention_fn KERNEL(attention);
 

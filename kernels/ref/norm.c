@@ -32,6 +32,11 @@ bool KERNEL(rmsnorm_rows)(const struct rmsnorm *norm)
         if (!(mean <= 0x1.fffffep+127f))
             return false;
         float inverse = 1.0f / __builtin_sqrtf(mean + norm->epsilon);
+        if (!weight) {
+            for (size_t i = 0; i < columns; i++)
+                out[i] = x[i] * inverse;
+            continue;
+        }
         for (size_t i = 0; i < columns; i++)
             out[i] = (x[i] * inverse) * weight[i];
     }

@@ -1,7 +1,9 @@
-/* pinned_math.c - the scalar functions, and the double ones behind rotary angles. */
+/* pinned_math.c - the scalar functions, the double ones behind rotary angles, and the signs of the rotation. */
 #include "kernels/pinned_math.h"
+#include "kernels/quantize.h"
 #include "kernels/ref/inline.h"
 #include "kernels/ref/rope_inline.h"
+#include "kernels/ref/rotate_inline.h"
 #include "kernels/rope.h"
 
 float pinned_exp2(float x)
@@ -91,14 +93,19 @@ static double frequency_of(double log2_base, unsigned pair, unsigned dim)
     return double_exp2(-(2.0 * (double)pair / (double)dim) * log2_base);
 }
 
-void rope_frequencies(double base, unsigned dim, double *frequency)
+void rope_frequencies(const struct rope *rope, double *frequency)
 {
-    double log2_base = double_log2(base);
-    for (unsigned pair = 0; pair < dim / 2; pair++)
-        frequency[pair] = frequency_of(log2_base, pair, dim);
+    double log2_base = double_log2(rope->base);
+    for (unsigned pair = 0; pair < rope->dim / 2; pair++)
+        frequency[pair] = pair < rope->pairs ? frequency_of(log2_base, pair, rope->dim) / rope->scale : 0.0;
 }
 
 void pinned_rope_angle(double base, unsigned pair, unsigned dim, unsigned position, float *cosine, float *sine)
 {
     rope_cos_sin((double)position * frequency_of(double_log2(base), pair, dim), cosine, sine);
+}
+
+float quantize_rotate_sign(unsigned i)
+{
+    return rotate_sign(i % QUANTIZE_ROTATE_BLOCK);
 }

@@ -1,4 +1,4 @@
-/* quantize.c - dynamic int8 rows: scale = absmax / 127, q = rint(x * (127 / absmax)). */
+/* quantize.c - float rows to integers: dynamic (scale = absmax / 127, q = rint(x * (127 / absmax))), static and wide. */
 #include "kernels/quantize.h"
 #include "kernels/ref/inline.h"
 #include "kernels/ref/levels.h"
@@ -39,6 +39,46 @@ bool KERNEL(quantize_rows)(const float *x, size_t rows, size_t columns, int8_t *
         scale[row] = absmax / 127.0f;
         for (size_t i = 0; i < columns; i++)
             out[i] = (int8_t)(uint8_t)float_round_bits(in[i] * inverse);
+    }
+    return true;
+}
+
+bool KERNEL(quantize_static_rows)(const float *x, size_t rows, size_t columns, float inverse_scale, int8_t *restrict q)
+{
+    if (!KERNEL(all_finite)(x, rows * columns))
+        return false;
+    for (size_t i = 0; i < rows * columns; i++) {
+        float value = x[i] * inverse_scale;       /* clamped first: it may be infinite; the bounds are integers, so no bit differs */
+        value = value > 127.0f ? 127.0f : value;
+        value = value < -127.0f ? -127.0f : value;
+        q[i] = (int8_t)(uint8_t)float_round_bits(value);
+    }
+    return true;
+}
+
+bool KERNEL(quantize_wide_rows)(const float *x, size_t rows, size_t columns, int8_t *restrict high, int8_t *restrict low,
+                                float *restrict scale)
+{
+    for (size_t row = 0; row < rows; row++) {
+        const float *in = x + row * columns;
+        int8_t *out_high = high + row * columns, *out_low = low + row * columns;
+        uint32_t bits = absmax_bits(in, columns);
+        if (bits >= INFINITY_BITS)
+            return false;
+        float absmax = float_from_bits(bits);
+        if (absmax < QUANTIZE_ABSMAX_MIN) {
+            memset(out_high, 0, columns);
+            memset(out_low, 0, columns);
+            scale[row] = 1.0f;
+            continue;
+        }
+        float inverse = QUANTIZE_WIDE_MAX / absmax;
+        scale[row] = absmax / QUANTIZE_WIDE_MAX;
+        for (size_t i = 0; i < columns; i++) {
+            uint32_t n = float_round_bits(in[i] * inverse);
+            out_high[i] = (int8_t)(uint8_t)((n + 128u) >> 8);
+            out_low[i] = (int8_t)(uint8_t)n;      /* what is left lies in [-128, 127]: the low byte as it stands */
+        }
     }
     return true;
 }

@@ -19,8 +19,10 @@ static void rotate(float *restrict low, float *restrict high, const float *restr
 {
     for (size_t i = 0; i < pairs; i++) {
         float a = low[i], b = high[i];
-        low[i] = a * cosine[i] - b * sine[i];
-        high[i] = b * cosine[i] + a * sine[i];
+        float turned_a = a * cosine[i] - b * sine[i];
+        float turned_b = b * cosine[i] + a * sine[i];
+        low[i] = sine[i] == 0.0f ? a : turned_a;      /* the product with 0 could turn -0 into 0 */
+        high[i] = sine[i] == 0.0f ? b : turned_b;
     }
 }
 

@@ -7,6 +7,9 @@
 const struct kernels KERNEL(kernels) = {
     .isa = KERNEL_TEXT(KERNELS_ISA),
     .quantize_rows = KERNEL(quantize_rows),
+    .quantize_static_rows = KERNEL(quantize_static_rows),
+    .quantize_wide_rows = KERNEL(quantize_wide_rows),
+    .rotate_rows = KERNEL(rotate_rows),
     .dequantize_row = KERNEL(dequantize_row),
     .all_finite = KERNEL(all_finite),
     .rmsnorm_rows = KERNEL(rmsnorm_rows),
@@ -14,6 +17,7 @@ const struct kernels KERNEL(kernels) = {
     .rope_rows = KERNEL(rope_rows),
     .silu_gate = KERNEL(silu_gate),
     .gelu_tanh_gate = KERNEL(gelu_tanh_gate),
+    .softcap = KERNEL(softcap),
     .gemm_int8 = KERNEL(gemm_int8),
     .attention = KERNEL(attention),
 };

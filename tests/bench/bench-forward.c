@@ -1,71 +1,89 @@
-/* bench-forward.c - how fast one core computes: prefill and decode of a model on every instruction-set level.
+/* bench-forward.c - how fast a model is computed: prefill of one sequence in chunks and decode of a batch, on every instruction-set level.
  *
- *     bench-forward MODEL_DIR [context tokens, default 2048]
+ *     bench-forward MODEL_DIR [--context N] [--threads N] [--batch N]
  *
- * Times are processor time of the thread, the best and the median of REPEATS. GOPS counts a multiplication and an addition as
- * two, over the weights that a token meets (in prefill those up to the last K and V; attention not counted). The last line is
- * JSON with the same figures. */
-#include <stdbool.h>
-#include <stdio.h>
+ * Wall time, the best and the median of REPEATS. GOPS counts a multiplication and an addition as two, over the weights that a token meets
+ * (in prefill those up to the last K and V; attention not counted). Decoding sequences behind the first have KV of zeros, which costs
+ * the same. */
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include "bench.h"
 #include "kernels/kernels.h"
-#include "worker/engine/backend.h"
-#include "worker/engine/model.h"
+#include "worker/engine/backend/backend.h"
+#include "worker/engine/model/model.h"
 
 #define REPEATS 7
 #define CHUNK 256u
-#define DECODE 64u
+#define DECODE 32u
+
+static const struct backend_ops *const ops_ = &backend_cpu_ops;
 
 struct bench {
     const struct model *model;
     struct backend *backend;
-    uint32_t context;
-    uint32_t *tokens;       /* (context + DECODE) */
-    void **pages;
-    float *logits;
+    uint32_t context, threads, batch;
+    uint32_t *tokens;             /* (context + DECODE) */
+    void *memory;                 /* arena: of every sequence every group's pages */
+    void **pages[BACKEND_GROUPS_MAX];   /* (batch, pages of a sequence) */
+    float *logits;                /* (batch, vocab) */
+    struct backend_run *runs;     /* (batch) */
 };
 
 struct figure {
-    double best, median;    /* seconds */
+    double best, median;          /* seconds */
 };
 
 static double now(void)
 {
     struct timespec time;
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+    clock_gettime(CLOCK_MONOTONIC, &time);
     return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
 }
 
-static int compare(const void *a, const void *b)
+static uint32_t page_count(const struct bench *bench)
 {
-    double left = *(const double *)a, right = *(const double *)b;
-    return left < right ? -1 : left > right;
+    return (bench->context + DECODE + BACKEND_PAGE_TOKENS - 1) / BACKEND_PAGE_TOKENS;
 }
 
-static enum status run(const struct bench *bench, uint32_t start, uint32_t end, uint32_t chunk, uint32_t rows)
+static enum status step(const struct bench *bench, uint32_t runs, uint32_t start, uint32_t count, uint32_t rows)
 {
-    for (uint32_t at = start; at < end;) {
-        uint32_t count = end - at < chunk ? end - at : chunk;
-        struct backend_run job = {.tokens = bench->tokens + at, .count = count, .start = at, .pages = bench->pages,
-                                  .logits = bench->logits, .logit_rows = rows || at + count == end};
-        TRY(backend_cpu_ops.forward(bench->backend, &job));
-        at += count;
+    for (uint32_t i = 0; i < runs; i++) {
+        bench->runs[i] = (struct backend_run){.tokens = bench->tokens + start, .count = count, .start = start, .logit_rows = rows,
+                                              .logits = bench->logits + (size_t)i * bench->model->config.vocab_size};
+        for (unsigned group = 0; group < BACKEND_GROUPS_MAX; group++)
+            bench->runs[i].pages[group] = bench->pages[group] + (size_t)i * page_count(bench);
+    }
+    return ops_->forward(bench->backend, &(struct backend_batch){.runs = bench->runs, .run_count = runs}, NULL);
+}
+
+static enum status prefill(const struct bench *bench)
+{
+    for (uint32_t at = 0; at < bench->context; at += CHUNK) {
+        uint32_t left = bench->context - at, count = left < CHUNK ? left : CHUNK;
+        TRY(step(bench, 1, at, count, count == left));
     }
     return STATUS_OK;
 }
 
-static enum status measure(const struct bench *bench, uint32_t start, uint32_t end, uint32_t chunk, uint32_t rows, struct figure *out)
+static enum status decode(const struct bench *bench)
+{
+    for (uint32_t i = 0; i < DECODE; i++)
+        TRY(step(bench, bench->batch, bench->context + i, 1, 1));
+    return STATUS_OK;
+}
+
+static enum status measure(const struct bench *bench, enum status (*work)(const struct bench *), struct figure *out)
 {
     double times[REPEATS];
+    TRY(work(bench));              /* warm */
     for (int i = 0; i < REPEATS; i++) {
         double begin = now();
-        TRY(run(bench, start, end, chunk, rows));
+        TRY(work(bench));
         times[i] = now() - begin;
     }
-    qsort(times, REPEATS, sizeof *times, compare);
-    *out = (struct figure){times[0], times[REPEATS / 2]};
+    out->median = bench_median(times, REPEATS);
+    out->best = times[0];
     return STATUS_OK;
 }
 
@@ -75,101 +93,111 @@ static double size_of(const struct model_matrix *matrix)
 }
 
 /* Of the layers; for prefill without what rows skip after the last producing layer has stored their K and V. */
-static double layer_weights(const struct model *model, bool prefill)
+static double layer_weights(const struct model *model, bool early_exit)
 {
-    uint32_t last = 0;
-    for (uint32_t i = 0; i < model->config.layer_count; i++)
-        if (model->config.kv_producer[i] == i)
-            last = i;
-    double sum = 0;
+    double sum = size_of(&model->per_layer_model_proj);
     for (uint32_t i = 0; i < model->config.layer_count; i++) {
         const struct model_layer *layer = &model->layers[i];
-        if (prefill && i > last)
-            break;
         sum += size_of(&layer->k_proj) + size_of(&layer->v_proj);
-        if (prefill && i == last)
+        if (early_exit && i == model->config.last_producer)
             break;
         sum += size_of(&layer->q_proj) + size_of(&layer->o_proj) + size_of(&layer->gate_proj) + size_of(&layer->up_proj) +
-               size_of(&layer->down_proj);
+               size_of(&layer->down_proj) + size_of(&layer->per_layer_gate) + size_of(&layer->per_layer_proj);
     }
     return sum;
 }
 
-static void print_processor(FILE *out)
+static enum status open_pages(struct bench *bench)
 {
-    char line[256] = "";
-    FILE *file = fopen("/proc/cpuinfo", "r");
-    while (file && fgets(line, sizeof line, file) && strncmp(line, "model name", 10) != 0)
-        line[0] = '\0';
-    if (file)
-        fclose(file);
-    char *name = strchr(line, ':');
-    line[strcspn(line, "\n")] = '\0';
-    fprintf(out, "%s", name ? name + 2 : "unknown");
+    size_t bytes[BACKEND_GROUPS_MAX], whole = 0, at = 0, count = (size_t)page_count(bench) * bench->batch;
+    for (unsigned group = 0; group < BACKEND_GROUPS_MAX; group++) {
+        bytes[group] = ops_->page_bytes(bench->backend, group);
+        whole += bytes[group] * count;
+    }
+    TRY(ops_->arena_create(bench->backend, BACKEND_TIER_DEVICE, whole, &bench->memory));
+    for (unsigned group = 0; group < BACKEND_GROUPS_MAX; group++)
+        for (size_t i = 0; i < count; i++, at += bytes[group])
+            bench->pages[group][i] = (char *)bench->memory + at;
+    return STATUS_OK;
 }
 
 static enum status bench_level(struct bench *bench, const char *isa, FILE *json)
 {
+    const struct backend_config config = {.rows_max = bench->batch > CHUNK ? bench->batch : CHUNK, .threads = bench->threads};
+    struct figure first = {0}, next = {0};
+    enum status st;
     setenv("ROOST_ISA", isa, 1);
-    TRY(backend_cpu_ops.create(bench->model, CHUNK, &bench->backend));
-    for (uint32_t p = 0; p < (bench->context + DECODE + 63) / 64; p++)
-        bench->pages[p] = realloc(bench->pages[p], backend_cpu_ops.page_bytes(bench->backend));
-    struct figure prefill, decode;
-    enum status st = measure(bench, 0, bench->context, CHUNK, 0, &prefill);
-    if (st == STATUS_OK)
-        st = measure(bench, bench->context, bench->context + DECODE, 1, 1, &decode);
-    backend_cpu_ops.destroy(&bench->backend);
-    TRY(st);
-    double first = layer_weights(bench->model, true), all = layer_weights(bench->model, false) + size_of(&bench->model->embedding);
-    double prefill_rate = bench->context / prefill.best, decode_rate = DECODE / decode.best;
-    printf("%-12s %12.0f %10.1f %12.0f %10.1f %10.1f\n", isa, prefill_rate, 2e-9 * first * prefill_rate, decode_rate,
-           2e-9 * all * decode_rate, 1e6 / decode_rate);
+    TRY(ops_->create(bench->model, &config, &bench->backend));
+    TRY_GOTO(open_pages(bench), st, done);
+    TRY_GOTO(measure(bench, prefill, &first), st, done);
+    TRY_GOTO(measure(bench, decode, &next), st, done);
+    double few = layer_weights(bench->model, true), all = layer_weights(bench->model, false) + size_of(&bench->model->embedding);
+    double decoded = (double)DECODE * bench->batch, prefill_rate = bench->context / first.best, decode_rate = decoded / next.best;
+    printf("%-12s %12.0f %10.1f %12.0f %10.1f %10.1f\n", isa, prefill_rate, 2e-9 * few * prefill_rate, decode_rate,
+           2e-9 * all * decode_rate, 1e6 * next.best / DECODE);
     fprintf(json, "%s{\"isa\":\"%s\",\"prefill_tokens_per_s\":%.0f,\"prefill_tokens_per_s_median\":%.0f,\"decode_tokens_per_s\":%.0f,"
-            "\"decode_tokens_per_s_median\":%.0f}", strcmp(isa, "baseline") == 0 ? "" : ",", isa, prefill_rate, bench->context / prefill.median,
-            decode_rate, DECODE / decode.median);
+            "\"decode_tokens_per_s_median\":%.0f}", strcmp(isa, "baseline") == 0 ? "" : ",", isa, prefill_rate, bench->context / first.median,
+            decode_rate, decoded / next.median);
+done:
+    ops_->arena_destroy(bench->backend, BACKEND_TIER_DEVICE, &bench->memory);
+    ops_->destroy(&bench->backend);
+    return st;
+}
+
+static enum status run(struct bench *bench, FILE *json)
+{
+    const struct model_config *config = &bench->model->config;
+    if (bench->context + DECODE > config->context_tokens_max)
+        return STATUS_FAIL(STATUS_LIMIT, "a context of %u and %u decoded tokens: the model's has %u", bench->context, DECODE,
+                           config->context_tokens_max);
+    bench->tokens = calloc(bench->context + DECODE, sizeof *bench->tokens);
+    bench->logits = calloc((size_t)bench->batch * config->vocab_size, sizeof *bench->logits);
+    bench->runs = calloc(bench->batch, sizeof *bench->runs);
+    bool enough = bench->tokens && bench->logits && bench->runs;
+    for (unsigned group = 0; group < BACKEND_GROUPS_MAX; group++) {
+        bench->pages[group] = calloc((size_t)bench->batch * page_count(bench), sizeof *bench->pages[group]);
+        enough = enough && bench->pages[group];
+    }
+    if (!enough)
+        return STATUS_FAIL(STATUS_NO_MEMORY, "no memory for %u sequences", bench->batch);
+    for (uint32_t i = 0; i < bench->context + DECODE; i++)
+        bench->tokens[i] = ((i * 2654435761u) >> 8) % config->vocab_size;
+    printf("%s, context %u, threads %u, batch %u, ", config->name, bench->context, bench->threads, bench->batch);
+    bench_print_processor(stdout);
+    printf("\n%-12s %12s %10s %12s %10s %10s\n", "level", "prefill t/s", "GOPS", "decode t/s", "GOPS", "us/step");
+    const struct kernels *kernels;
+    for (unsigned i = 0; (kernels = kernels_at(i)); i++)
+        TRY(bench_level(bench, kernels->isa, json));
     return STATUS_OK;
 }
 
 int main(int argc, char **argv)
 {
+    struct bench bench = {.context = 2048, .threads = 1, .batch = 1};
+    const struct bench_options options = {.name = "bench-forward", .usage = "MODEL_DIR [--context N] [--threads N] [--batch N]"};
+    const struct bench_flag flags[] = {{"--context", &bench.context, 1, MODEL_CONTEXT_MAX}, {"--threads", &bench.threads, 1, BACKEND_THREADS_MAX},
+                                       {"--batch", &bench.batch, 1, 1024}, {0}};
+    const char *dir = bench_arguments(&options, argc, argv, flags);
     struct model *model = NULL;
-    struct bench bench = {.context = argc > 2 ? (uint32_t)atoi(argv[2]) : 2048};
-    const bool help = argc == 2 && strcmp(argv[1], "--help") == 0;
-    if (help || argc < 2 || argc > 3 || bench.context == 0) {
-        fprintf(help ? stdout : stderr, "usage: %s MODEL_DIR [context tokens]\n", argv[0]);
-        return help ? 0 : 2;
-    }
-    enum status st = model_load(argv[1], &model);
-    if (st == STATUS_OK && bench.context + DECODE > model->config.context_tokens_max)
-        st = STATUS_FAIL(STATUS_LIMIT, "the model's context has %u tokens", model->config.context_tokens_max);
     char *text = NULL;
     size_t size;
     FILE *json = open_memstream(&text, &size);
+    enum status st = model_load(dir, &model);
     if (st == STATUS_OK) {
         bench.model = model;
-        bench.tokens = calloc(bench.context + DECODE, sizeof *bench.tokens);
-        bench.pages = calloc((bench.context + DECODE + 63) / 64, sizeof *bench.pages);
-        bench.logits = calloc(model->config.vocab_size, sizeof *bench.logits);
-        for (uint32_t i = 0; i < bench.context + DECODE; i++)
-            bench.tokens[i] = (uint32_t)((i * 2654435761u) >> 8) % model->config.vocab_size;
-        printf("%s, context %u, one thread, ", model->config.name, bench.context);
-        print_processor(stdout);
-        printf("\n%-12s %12s %10s %12s %10s %10s\n", "level", "prefill t/s", "GOPS", "decode t/s", "GOPS", "us/token");
-        const struct kernels *kernels;
-        for (unsigned i = 0; st == STATUS_OK && (kernels = kernels_at(i)); i++)
-            st = bench_level(&bench, kernels->isa, json);
+        st = run(&bench, json);
     }
     fclose(json);
     if (st == STATUS_OK) {
-        printf("{\"command\":\"bench-forward %s %u\",\"model\":\"%s\",\"processor\":\"", argv[1], bench.context, model->config.name);
-        print_processor(stdout);
-        printf("\",\"repeats\":%d,\"levels\":[%s]}\n", REPEATS, text);
+        bench_json_begin(stdout, &options, argc, argv);
+        printf(",\"model\":\"%s\",\"threads\":%u,\"batch\":%u,\"context\":%u,\"repeats\":%d,\"levels\":[%s]}\n", model->config.name, bench.threads,
+               bench.batch, bench.context, REPEATS, text);
     } else {
         fprintf(stderr, "bench-forward: %s\n", status_detail());
     }
-    for (uint32_t p = 0; bench.pages && p < (bench.context + DECODE + 63) / 64; p++)
-        free(bench.pages[p]);
-    free(bench.pages), free(bench.tokens), free(bench.logits), free(text);
+    for (unsigned group = 0; group < BACKEND_GROUPS_MAX; group++)
+        free(bench.pages[group]);
+    free(bench.tokens), free(bench.logits), free(bench.runs), free(text);
     model_destroy(&model);
     return st == STATUS_OK ? 0 : 1;
 }

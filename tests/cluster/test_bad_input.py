@@ -82,16 +82,14 @@ SAMPLING = [
     ("temperature", -0.5, INVALID), ("temperature", 101.0, INVALID), ("temperature", 3e38, INVALID),
     ("top_p", 2.0, INVALID), ("top_p", -0.1, INVALID), ("top_p", NAN, INVALID), ("min_p", 1.5, INVALID), ("min_p", NAN, INVALID),
     ("repetition_penalty", 0.001, INVALID), ("repetition_penalty", -1.0, INVALID), ("repetition_penalty", INFINITY, INVALID),
-    ("presence_penalty", 1e6, INVALID), ("frequency_penalty", NAN, INVALID),
+    ("repetition_penalty", 11.0, INVALID), ("repetition_penalty", NAN, INVALID), ("min_p", -0.1, INVALID), ("top_p", INFINITY, INVALID),
+    ("presence_penalty", 1e6, INVALID), ("presence_penalty", -10.5, INVALID), ("frequency_penalty", NAN, INVALID),
+    ("frequency_penalty", 10.5, INVALID), ("stop_ids", ids(*range(65)), INVALID), ("stop_ids", ids(2**32 - 1), INVALID),
+    ("stop_ids", ids(4096), INVALID),
     ("tokens_max", 2**32 - 1, INVALID), ("tokens_min", 2**32 - 1, INVALID), ("tokens_min", 9, INVALID),     # over tokens_max
     ("choices", 17, INVALID), ("choices", 2**32 - 1, INVALID), ("logprobs", 21, INVALID), ("stop_ids", b"\1\2\3", INVALID),
     ("stop", [b""], INVALID), ("stop", [b"a" * 257], INVALID), ("stop", [b"\xff"], INVALID), ("stop", [b"a"] * 17, TOO_LARGE),
     ("stop", [b""] * 100000, TOO_LARGE),
-    # well-formed, and not built yet
-    ("top_p", 0.5, UNSUPPORTED), ("top_k", 40, UNSUPPORTED), ("min_p", 0.1, UNSUPPORTED), ("repetition_penalty", 1.2, UNSUPPORTED),
-    ("presence_penalty", 0.5, UNSUPPORTED), ("frequency_penalty", -0.5, UNSUPPORTED), ("tokens_min", 3, UNSUPPORTED),
-    ("choices", 2, UNSUPPORTED), ("stop", [b"stop"], UNSUPPORTED), ("stop_ids", ids(7), UNSUPPORTED), ("logprobs", 1, UNSUPPORTED),
-    ("prompt_logprobs", True, UNSUPPORTED),
 ]
 
 
@@ -107,14 +105,18 @@ def test_sampling(peer, field, value, codes):
 
 def test_biases(peer):
     for bias, values, codes in ((ids(1), b"", INVALID), (ids(1, 2), floats(1), INVALID), (ids(1), floats(NAN), INVALID),
-                                (ids(1), floats(1e9), INVALID), (ids(1), floats(1.0), UNSUPPORTED)):
+                                (ids(1), floats(1e9), INVALID), (ids(4096), floats(1.0), INVALID), (ids(7, 7), floats(1.0, 2.0), INVALID),
+                                (ids(*range(1025)), floats(*[1.0] * 1025), ("INVALID", "TOO_LARGE"))):
         check_refused(peer, peer.start(bias_ids=bias, bias_values=values), codes, ["bias"])
 
 
-NEUTRAL = [("top_p", 1.0), ("repetition_penalty", 1.0), ("choices", 1), ("temperature", 100.0), ("temperature", 1e-30)]
+NEUTRAL = [("top_p", 1.0), ("top_p", 1e-30), ("repetition_penalty", 1.0), ("repetition_penalty", 0.01), ("repetition_penalty", 10.0),
+           ("presence_penalty", -10.0), ("presence_penalty", 10.0), ("frequency_penalty", 10.0), ("min_p", 1.0), ("top_k", 2**32 - 1),
+           ("choices", 1), ("choices", 16), ("tokens_min", 8), ("logprobs", 20), ("stop", [b"a" * 256] * 16), ("stop_ids", ids(*range(64))),
+           ("temperature", 100.0), ("temperature", 1e-30)]
 
 
-@pytest.mark.parametrize("field,value", NEUTRAL, ids=[f"{row[0]}={row[1]}" for row in NEUTRAL])
+@pytest.mark.parametrize("field,value", NEUTRAL, ids=[f"{row[0]}={str(row[1])[:12]}" for row in NEUTRAL])
 def test_extremes_that_are_allowed(peer, field, value):
     assert peer.generate(**{field: value}).ids
 
@@ -205,12 +207,13 @@ PROMPT_IDS = [
 def test_prompt_ids(peer, column_, codes):
     body = peer.body(prompt_ids=())
     body.prompt_ids = column_
-    check_refused(peer, peer.send(peer.head(), frame("BODY", body)), codes_of(codes))
+    payload = frame("BODY", body)
+    check_refused(peer, peer.send(peer.head(body_bytes=len(payload)), payload), codes_of(codes))
 
 
 def test_messages_and_prompt_ids(peer):
-    body = peer.body([say("a")], prompt_ids=(10,))
-    check_refused(peer, peer.send(peer.head(), frame("BODY", body)), INVALID)
+    payload = frame("BODY", peer.body([say("a")], prompt_ids=(10,)))
+    check_refused(peer, peer.send(peer.head(body_bytes=len(payload)), payload), INVALID)
 
 
 def test_exactly_at_the_context(peer):
@@ -224,7 +227,6 @@ def test_exactly_at_the_context(peer):
 
 def test_unbuilt_fields_of_a_body(peer):
     check_refused(peer, peer.start(history=bytes(32)), UNSUPPORTED, ["history"])
-    check_refused(peer, peer.start(truncate=True), UNSUPPORTED, ["truncate"])
     check_refused(peer, peer.start(history=bytes(31)), INVALID, ["history"])
 
 
@@ -244,6 +246,7 @@ HEADS = [
     ("a deadline of days", {"deadline_ms": 2**32 - 1}, INVALID), ("a high priority", {"priority": 101}, INVALID),
     ("a low priority", {"priority": -(2**31)}, INVALID), ("a short cache id", {"cache_id": bytes(5)}, INVALID),
     ("a short numerics id", {"numerics_id": bytes(31)}, INVALID), ("a wrong body size", {"body_bytes": 3}, INVALID),
+    ("no body size", {"body_bytes": 0}, INVALID),
     ("a resume that does not add up", {"resume": pb.Resume(counts=ids(5), ids=ids(1))}, INVALID),
     ("a resume", {"resume": pb.Resume(counts=ids(1), ids=ids(11))}, UNSUPPORTED),
 ]

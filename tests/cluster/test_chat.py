@@ -63,6 +63,25 @@ def test_seeds(shared_cluster):
     assert len({say("--seed", str(seed)) for seed in range(4)}) > 1
 
 
+def test_sampling_options(shared_cluster):
+    def say(*options):
+        done = chat(shared_cluster, "--json", "--seed", "5", "--tokens-max", "16", *options, text="Speak.\n")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+    plain, lively = say("--temperature", "0"), say("--temperature", "3")
+    assert plain["text"] != lively["text"]
+    for narrow in (("--top-k", "1"), ("--top-p", "0.000001"), ("--min-p", "1")):
+        assert say("--temperature", "3", *narrow)["text"] == plain["text"]
+    stop = plain["text"][4:6]
+    stopped = say("--temperature", "0", "--stop", "never said", "--stop", stop)
+    assert stopped["text"] == plain["text"][:plain["text"].index(stop)] and stopped["finish"] == "stop string"
+    assert say("--temperature", "0", "--tokens-min", "16")["ids"] == 16
+    for penalty in ("--frequency-penalty", "--presence-penalty"):
+        assert say("--temperature", "0", "--tokens-min", "16", penalty, "-10")["text"] != say("--temperature", "0", "--tokens-min", "16")["text"]
+    assert say("--temperature", "0", "--repetition-penalty", "10")["text"] != plain["text"]
+    assert say("--truncate")["dropped_messages"] == 0
+
+
 def test_retry(shared_cluster):
     done = chat(shared_cluster, "--json", "--seed", "3", "--temperature", "1", "--tokens-max", "16", text="Speak.\n/retry\n/retry\nMore.\n")
     turns = [json.loads(line) for line in done.stdout.splitlines()]
@@ -96,6 +115,10 @@ def test_invalid_text(shared_cluster):
 
 USAGE = [
     ((), 2, "usage"), (("fly",), 2, "fly"), (("chat", "--fly"), 2, "--fly"), (("chat", "surprise"), 2, "surprise"),
+    (("chat", "--top-p", "1.5"), 2, "--top-p"), (("chat", "--min-p", "x"), 2, "--min-p"), (("chat", "--top-k", "-1"), 2, "--top-k"),
+    (("chat", "--repetition-penalty", "0"), 2, "0.01 to 10"), (("chat", "--presence-penalty", "-11"), 2, "-10 to 10"),
+    (("chat", "--frequency-penalty", "nan"), 2, "--frequency-penalty"), (("chat", "--stop", ""), 2, "--stop"),
+    (("chat", "--stop", "x" * 257), 2, "256"), (("chat", *["--stop", "x"] * 17), 2, "16 times"), (("chat", "--tokens-min", "x"), 2, "--tokens-min"),
     (("chat", "--temperature", "hot"), 2, "hot"), (("chat", "--temperature", "nan"), 2, "nan"), (("chat", "--temperature", "-1"), 2, "-1"),
     (("chat", "--seed", "-1"), 2, "-1"), (("chat", "--tokens-max", "99999999999"), 2, "tokens-max"), (("chat", "--router"), 2, "--router"),
     (("chat", "--conversation", "a b"), 2, "a b"), (("chat", "--router", "nonsense", "--script", "/dev/null"), 1, "nonsense"),
@@ -120,7 +143,7 @@ def test_help(arguments):
 def test_describe():
     done = run("model", "describe", MODEL_DIR)
     assert done.returncode == 0, done.stderr
-    for words in ("folio", "parameters", "KV bytes per token", "context             4096 tokens"):
+    for words in ("folio", "parameters", "KV bytes per token", "context 4096 tokens"):
         assert words in done.stdout
 
 

@@ -4,6 +4,7 @@ RELIABILITY: B21 to B23.
 """
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -80,6 +81,41 @@ def test_wrong_flags(program, tmp_path):
     check_one_line(run(program, "surprise"), 2, "surprise")
     check_one_line(run(program, "--config", tmp_path / "absent.yaml"), 2, "absent.yaml")
     check_one_line(run(program, "--config", tmp_path), 2, str(tmp_path))
+
+
+ENGINE = [
+    ("kv_mebibytes", 0, 512), ("kv_mebibytes", 2**24 + 1, 512), ("kv_host_mebibytes", 2**24 + 1, 0), ("chunk_tokens", 0, 256),
+    ("chunk_tokens", 4097, 256), ("batch_tokens", 16385, 0), ("sequences_max", 0, 64), ("sequences_max", 1025, 64), ("step_ms_max", 0, 250),
+    ("step_ms_max", 10001, 250), ("rewind_tokens", 65537, 1024), ("snapshots_max", 9, 8), ("threads", 65, 0),
+    ("queue_requests_max", 0, 64), ("queue_requests_max", 65537, 64),
+]
+
+
+@pytest.mark.parametrize("key,value,default", ENGINE, ids=[f"{row[0]}={row[1]}" for row in ENGINE])
+def test_engine_settings(key, value, default):
+    """Each has a range, a default and words about what it trades."""
+    settings = {key: value, "name": "worker-x", "model": MODEL_DIR}
+    check_one_line(run("roost-worker", *[part for name, word in settings.items() for part in ("--" + name.replace("_", "-"), word)],
+                       "--check-config"), 2, key.replace("_", "-"))
+    printed = run("roost-worker", "--name", "worker-x", "--model", MODEL_DIR, "--print-config").stdout
+    assert f"\n{key}: {default}\n" in printed, printed
+    assert f"--{key.replace('_', '-')} " in run("roost-worker", "--help").stdout
+
+
+def test_engine_settings_together():
+    arguments = flags("roost-worker", chunk_tokens=512, batch_tokens=511)
+    check_one_line(run("roost-worker", *arguments, "--check-config"), 2, "batch_tokens", "chunk_tokens", "512")
+    assert run("roost-worker", *flags("roost-worker", chunk_tokens=512, batch_tokens=512), "--check-config").returncode == 0
+
+
+def test_kv_memory_in_the_log(new_cluster):
+    cluster = new_cluster(workers=1, routers=0, redis=False,
+                          worker_settings={"kv_mebibytes": 32, "kv_host_mebibytes": 64, "threads": 2, "snapshots_max": 0, "rewind_tokens": 0})
+    small, large = (re.search(r"KV: (\d+) MiB and (\d+) MiB of host memory keep (\d+) tokens: (\d+) conversations of 4096", log)
+                    for log in (cluster.workers[0].log(), new_cluster(workers=1, routers=0, redis=False, worker_settings={
+                        "kv_mebibytes": 64, "kv_host_mebibytes": 128}).workers[0].log()))
+    assert small.group(1, 2) == ("32", "64") and large.group(1, 2) == ("64", "128")
+    assert int(small[4]) == int(small[3]) // 4096 > 0 and int(large[4]) > int(small[4])
 
 
 def test_wrong_environment(program):

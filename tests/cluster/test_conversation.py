@@ -136,3 +136,7 @@ def test_python_example(shared_cluster):
                          capture_output=True, text=True, timeout=120 * SLOWER)
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip()
+    more = subprocess.run([*run.args, "--choices", "2", "--temperature", "1", "--top-p", "0.9", "--logprobs", "2", "--tokens-max", "5",
+                           "--stop", "never said"], capture_output=True, text=True, timeout=120 * SLOWER)
+    assert more.returncode == 0, more.stderr
+    assert "[choice 1]" in more.stdout and ": " in more.stdout

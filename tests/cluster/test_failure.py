@@ -290,7 +290,7 @@ def test_router_lost_between_turns(new_cluster, number):
 
 def test_cancel_stops_the_work(new_cluster):
     """What runs and what waits: each ends CANCELLED, and the worker makes no step for it any more."""
-    cluster = new_cluster(workers=1)
+    cluster = new_cluster(workers=1, worker_settings={"sequences_max": 1})      # one runs, the others wait
     with client_of(cluster) as client, router_peer(cluster.workers[0]) as probe:
         requests = [start_long(client, [say("Tell it all.")], conversation=f"cancelled-{i}") for i in range(4)]
         client.pump(lambda: len(requests[0].ids) > 3, 30 * SLOWER, "some tokens")

@@ -58,14 +58,38 @@ def say(text, name="", role=USER):
     return pb.Message(role=role, name=encode(name), text=encode(text))
 
 
+PROMPT = 16                               # where the choice would be: log probabilities of the prompt
+
+
+class Reply:
+    """One choice of a request, or what is known of its prompt."""
+
+    def __init__(self):
+        self.ids, self.text = [], ""
+        self.logprobs, self.alternatives = [], []     # one each for each id, if they were asked for; [(id, log probability), ...]
+
+
 class Request:
-    """What became of one request."""
+    """What became of one request. ids and text are those of its first choice."""
 
     def __init__(self, request_id, stream):
         self.id, self.stream = request_id, stream
-        self.ids, self.text = [], ""
+        self.choices, self.prompt = [Reply() for _ in range(16)], Reply()
         self.acknowledged, self.done, self.error = False, None, None
         self.sent_at, self.first_at, self.ended_at = time.monotonic(), None, None
+
+    @property
+    def ids(self):
+        return self.choices[0].ids
+
+    @property
+    def text(self):
+        return self.choices[0].text
+
+    @property
+    def finish(self):
+        """Of each choice: "STOP", "LENGTH" or "STOP_STRING"."""
+        return [pb.FinishReason.Name(reason).removeprefix("FINISH_") for reason in self.done.finish]
 
     @property
     def ended(self):
@@ -173,7 +197,9 @@ class Peer:
             setattr(request, kind.lower(), message)
             request.ended_at = time.monotonic()
             if kind == "DONE":
-                assert message.released == len(request.ids) == message.usage.reply_tokens, "tokens are missing"
+                released = sum(len(choice.ids) for choice in request.choices)
+                assert message.released == released == message.usage.reply_tokens, "tokens are missing"
+                assert not any(choice.ids for choice in request.choices[len(message.finish):]), "more choices than ends"
         elif kind == "ACK" and message.request_id in self.by_id:
             self.by_id[message.request_id].acknowledged = True
         elif kind == "LEASE":
@@ -185,19 +211,27 @@ class Peer:
     def _tokens(self, message):
         rows = [column(getattr(message, field), code) for field, code in
                 (("stream", "I"), ("choice", "H"), ("attempt_client", "I"), ("first", "I"), ("count", "H"), ("text_bytes", "I"))]
-        ids, at, text_at = column(message.ids, "I"), 0, 0
-        for stream, choice, attempt, first, count, text_bytes in zip(*rows):
-            if self.ignore_strangers and stream not in self.requests:
-                at, text_at = at + count, text_at + text_bytes
-                continue
-            request = self.requests[stream]
-            assert (choice, attempt) == (0, 1) and not request.ended
-            assert first == len(request.ids), f"token {first} after {len(request.ids)}"
-            request.first_at = request.first_at or time.monotonic()
-            request.ids += ids[at:at + count]
-            request.text += message.text[text_at:text_at + text_bytes].decode()     # whole characters, or this fails
-            at, text_at = at + count, text_at + text_bytes
-        assert at == len(ids) and text_at == len(message.text)
+        ids, logprobs = column(message.ids, "I"), column(message.logprobs, "f")
+        others = list(zip(column(message.alternative_ids, "I"), column(message.alternative_logprobs, "f"), strict=True))
+        assert len(logprobs) in (0, len(ids))
+        at = text_at = others_at = 0
+        for stream, choice, attempt, first, count, text_bytes, width in zip(*rows, message.alternatives or bytes(len(rows[0]))):
+            end, text_end, others_end = at + count, text_at + text_bytes, others_at + count * width
+            request = self.requests.get(stream)
+            assert request or self.ignore_strangers, f"tokens of stream {stream}"
+            if request:
+                assert attempt == 1 and not request.ended
+                reply = request.prompt if choice == PROMPT else request.choices[choice]
+                assert first == len(reply.ids), f"choice {choice}: token {first} after {len(reply.ids)}"
+                assert choice != PROMPT or not request.ids, "the prompt comes before the reply"
+                if choice != PROMPT:
+                    request.first_at = request.first_at or time.monotonic()
+                reply.ids += ids[at:end]
+                reply.text += message.text[text_at:text_end].decode()               # whole characters, or this fails
+                reply.logprobs += [value for value in logprobs[at:end] if not math.isnan(value)]
+                reply.alternatives += [others[i:i + width] for i in range(others_at, others_end, width)] if width else []
+            at, text_at, others_at = end, text_end, others_end
+        assert at == len(ids) and text_at == len(message.text) and others_at == len(others)
 
     def send_leases(self):
         self.lease_number += 1

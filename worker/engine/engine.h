@@ -1,29 +1,43 @@
 /* engine.h - one model, its KV cache and its requests. No sockets, no protobuf: testable and benchmarkable alone.
  *
  * Owns model, tokenizer, backend, KV cache and jobs. Called by one thread, the engine thread (engine_progress excepted).
- * Requests wait in arrival order within a priority and run one at a time in this version; a step is one chunk of prefill or
- * one decoded token, so that cancel, deadlines and progress act within a step.
+ * Requests run together: a step is one batch of prompt chunks and decoded tokens that scheduler.h planned, so that cancel, deadlines
+ * and progress act within a step. A job has one sequence per choice (n > 1); they share the prompt's KV.
  *
  * A finished, cancelled or failed job leaves its KV in the cache, as far as it was computed, for the next prompt that begins
- * alike; only STATUS_CORRUPT throws it away. Control pieces other than <eos>, and ids without text, are never drawn.
+ * alike; only STATUS_CORRUPT throws it away. A finished reply is encoded anew as the next prompt will have it; where the ids differ
+ * from those drawn, the rest is computed again when the engine is idle. Control pieces other than the end ids, and ids without text, are
+ * never drawn.
  *
  * Always true: each accepted job ends in exactly one ENGINE_DONE or ENGINE_FAILED; the tokens of a job depend on its prompt
- * ids, seed and sampling alone, not on the cache, the chunk size or other jobs; released text is whole characters. */
+ * ids, seed and sampling alone, not on the cache, the chunk size, preemption, threads or other jobs; released text is whole
+ * characters and holds no stop string. */
 #ifndef ROOST_WORKER_ENGINE_ENGINE_H
 #define ROOST_WORKER_ENGINE_ENGINE_H
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include "common/status.h"
+#include "worker/engine/text/sampler.h"
 
-struct backend_ops;                  /* worker/engine/backend.h */
+struct backend_ops;                  /* worker/engine/backend/backend.h */
 struct engine;
 
 struct engine_config {
     const char *model_dir;           /* config.json, model.safetensors, tokenizer.model, known_answer.json (optional) */
-    uint64_t kv_bytes;               /* of the page arena; at least one conversation at full context */
-    uint32_t chunk_tokens;           /* prefill tokens per step, 1 .. 1024 */
+    uint64_t kv_bytes;               /* of the device tier; at least one conversation at full context */
+    uint64_t kv_host_bytes;          /* of the host tier; 0: none */
+    uint32_t chunk_tokens;           /* prefill tokens of one sequence in a step, 1 .. 4096 */
+    uint32_t batch_tokens;           /* tokens of a step over all sequences, at least chunk_tokens, .. 16384; 0: chunk_tokens + sequences_max.
+                                        At least sequences_max + 1 are taken, so that all can decode and prefill goes on */
+    uint32_t sequences_max;          /* that run at a time, 1 .. 1024; 0: 64 */
+    uint32_t step_ms_max;            /* prefill is cut so that a step stays under it; 0: 250 */
     uint32_t queue_requests_max;     /* waiting requests; more are refused with STATUS_AGAIN */
+    uint32_t rewind_tokens;          /* R of kv_cache.h; UINT32_MAX: 1,024 */
+    uint32_t snapshots_max;          /* of kv_cache.h; UINT32_MAX: 8 */
+    uint32_t threads;                /* that compute; 0: 1 */
+    bool full_depth;                 /* early exit off (tests) */
     bool skip_known_answer;          /* tests of broken models only */
     const struct backend_ops *backend;   /* NULL: the CPU backend */
 };
@@ -33,8 +47,8 @@ struct engine_info {                 /* fixed after create; borrowed from the en
     uint8_t weights_digest[32];
     uint8_t numerics_id[32];         /* weights digest, numerics revision, backend family: equal ids promise equal bits */
     uint32_t context_tokens_max;
-    uint64_t kv_tokens_max;          /* what the arena holds */
-    uint32_t kv_bytes_per_token;     /* page bytes / 64 */
+    uint64_t kv_tokens_max;          /* what both tiers hold of conversations at full context (kv_cache_formula) */
+    uint32_t kv_bytes_per_token;     /* page bytes of all groups / 64: what a token costs inside the window */
 };
 
 enum engine_role { ENGINE_ROLE_USER, ENGINE_ROLE_ASSISTANT, ENGINE_ROLE_SYSTEM };
@@ -52,29 +66,48 @@ struct engine_request {              /* everything is borrowed during engine_sub
     const struct engine_message *messages;  unsigned message_count;
     const uint32_t *prompt_ids;  unsigned prompt_id_count;   /* instead of messages */
     const char *reply_name;  size_t reply_name_size;         /* empty: ASSISTANT */
-    float temperature;               /* 0: greedy; to 100 */
+    bool truncate;                   /* drop old messages instead of STATUS_LIMIT (prompt.h) */
+    struct sampler_options sampling; /* masked and end_ids are the engine's, seed as below; stop ids go into stop_ids */
     uint64_t seed;  bool seed_given; /* else hash(tenant, request id, choice 0) */
     uint32_t tokens_max;             /* 0, or more than the context leaves: what the context leaves */
+    uint32_t choices;                /* replies to make; 0 or 1: one; to ENGINE_CHOICES_MAX */
+    const uint32_t *stop_ids;  unsigned stop_id_count;       /* end the reply like an end id, to SAMPLER_STOP_IDS_MAX */
+    const char *const *stops;  const size_t *stop_sizes;  unsigned stop_count;   /* stop strings (stop_stream.h) */
+    bool logprobs;  uint32_t alternatives;   /* log probabilities of the tokens drawn, and of the most likely ones, to SAMPLER_LOGPROBS_MAX */
+    bool prompt_logprobs;            /* of the prompt's tokens from the second on; the whole prompt is then computed at full depth, nothing
+                                        is taken from the cache */
     int32_t priority;                /* higher first */
     uint64_t deadline_ms;            /* on clock_now_ms; 0: none */
 };
 
+#define ENGINE_CHOICES_MAX 16u
+
 enum engine_event_kind {
-    ENGINE_TOKENS,                   /* released tokens and their text */
+    ENGINE_PROMPT,                   /* with prompt_logprobs, once, before the first ENGINE_TOKENS: ids and logprobs of the prompt from its
+                                        second token on (none of a prompt of one token) */
+    ENGINE_TOKENS,                   /* released tokens and their text; the last of a choice that met a stop string may have text alone */
     ENGINE_DONE,
     ENGINE_FAILED,                   /* status and detail: STATUS_TIMEOUT, STATUS_CANCELLED, STATUS_LIMIT (KV), STATUS_CORRUPT... */
 };
-enum engine_finish { ENGINE_FINISH_STOP = 1, ENGINE_FINISH_LENGTH = 2 };   /* values of the wire */
+enum engine_finish { ENGINE_FINISH_STOP = 1, ENGINE_FINISH_LENGTH = 2, ENGINE_FINISH_STOP_STRING = 3 };   /* values of the wire */
 
 struct engine_event {                /* pointers are borrowed for the call */
     enum engine_event_kind kind;
     uint64_t job;
-    uint32_t first;                  /* TOKENS: sequence number of ids[0], counting released tokens from 0 */
+    uint32_t choice;                 /* TOKENS */
+    uint32_t first;                  /* TOKENS: sequence number of ids[0] within its choice, counting released tokens from 0 */
     const uint32_t *ids;  unsigned count;
     const char *text;  size_t text_size;
-    enum engine_finish finish;       /* DONE */
-    uint32_t prompt_tokens, cached_tokens, reply_tokens;   /* DONE; reply_tokens: the released ones, <eos> is not */
+    const float *logprobs;           /* (count) or NULL */
+    uint32_t alternatives;           /* of each of ids; 0: none */
+    const uint32_t *alternative_ids; /* (count, alternatives) or NULL */
+    const float *alternative_logprobs;
+    enum engine_finish finish[ENGINE_CHOICES_MAX];   /* DONE: (choices) */
+    uint32_t choices;                /* DONE */
+    uint32_t prompt_tokens, cached_tokens, reply_tokens;   /* DONE; reply_tokens: the released ones of all choices,
+                                                              end ids are not */
     uint32_t queue_us, prefill_us, decode_us;              /* DONE */
+    uint32_t dropped_messages;       /* DONE: by truncation */
     enum status status;  const char *detail;               /* FAILED */
 };
 typedef void engine_event_fn(void *user, const struct engine_event *event);
@@ -95,15 +128,23 @@ void engine_destroy(struct engine **engine);          /* accepts NULL; open jobs
 const struct engine_info *engine_info(const struct engine *engine);
 
 /* Checks and tokenises; on STATUS_OK the job is queued. STATUS_INVALID: bad text or ids. STATUS_LIMIT: the prompt leaves no room
- * for a reply within the context (the detail has both counts). STATUS_AGAIN: the queue is full. STATUS_EXISTS: an open job has this
+ * for a reply within the context (the detail has both counts). STATUS_AGAIN: the queue is full; *retry_after_ms (may be NULL) says when
+ * room is likely, from the measured rate. STATUS_EXISTS: an open job has this
  * number. No event is sent on failure. */
-enum status engine_submit(struct engine *engine, const struct engine_request *request);
+enum status engine_submit(struct engine *engine, const struct engine_request *request, uint32_t *retry_after_ms);
 /* The job ends with ENGINE_FAILED, STATUS_CANCELLED, in the next step. Unknown jobs are ignored. */
 void engine_cancel(struct engine *engine, uint64_t job);
 
 /* One step. Returns false when there was nothing to do. Events come through sink during the call; the sink may submit and
  * cancel, and must not step or destroy. */
 bool engine_step(struct engine *engine, engine_event_fn *sink, void *user);
+
+/* Prints the plan of each step to `out` from now on (scheduler_plan_print), NULL: no more. For tests and debugging. */
+void engine_trace_plans(struct engine *engine, FILE *out);
+
+/* Shows each row of logits before a token is drawn from it (tests of bits, debugging); position is the token's absolute one. */
+typedef void engine_logits_fn(void *user, uint64_t job, uint32_t choice, uint32_t position, const float *logits, uint32_t vocab_size);
+void engine_observe_logits(struct engine *engine, engine_logits_fn *fn, void *user);
 
 void engine_progress(const struct engine *engine, struct engine_progress *out);
 void engine_forget_cache(struct engine *engine);      /* drops all kept KV (tests, operators) */

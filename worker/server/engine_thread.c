@@ -16,14 +16,14 @@ struct command {
     uint64_t job;
 };
 
-struct event_node { /* followed by ids, text and detail */
+struct event_node { /* followed by ids, logprobs, alternatives, text and detail */
     struct event_node *next;
     struct engine_thread_event event;
 };
 
 struct event_list {
     struct event_node *first, **last;
-    unsigned count;
+    size_t bytes;
 };
 
 struct engine_thread {
@@ -50,7 +50,7 @@ static void event_list_reset(struct event_list *list)
 {
     list->first = NULL;
     list->last = &list->first;
-    list->count = 0;
+    list->bytes = 0;
 }
 
 static void event_list_free(struct event_list *list)
@@ -65,39 +65,48 @@ static void event_list_free(struct event_list *list)
 
 /* ---- engine thread ---- */
 
+/* Copies size bytes to *at, which moves on. NULL stays NULL. */
+static void *copy_part(const void *from, size_t size, uint8_t **at)
+{
+    uint8_t *copy = *at;
+    if (!from || size == 0)
+        return NULL;
+    memcpy(copy, from, size);
+    *at += size;
+    return copy;
+}
+
 /* Copies an event with what it points to onto the list of this step. */
 static void run_collect(struct engine_thread *thread, const struct engine_thread_event *event)
 {
     const struct engine_event *job = &event->event;
+    bool tokens = event->kind == ENGINE_THREAD_JOB && (job->kind == ENGINE_TOKENS || job->kind == ENGINE_PROMPT);
     const char *detail = event->kind == ENGINE_THREAD_JOB ? job->detail : event->detail;
-    size_t ids_size =
-        event->kind == ENGINE_THREAD_JOB && job->kind == ENGINE_TOKENS ? job->count * sizeof *job->ids : 0;
-    size_t text_size = event->kind == ENGINE_THREAD_JOB && job->kind == ENGINE_TOKENS ? job->text_size : 0;
-    size_t detail_size = detail ? strlen(detail) : 0;
-    struct event_node *node = malloc(sizeof *node + ids_size + text_size + detail_size + 1);
+    size_t column = tokens ? job->count * sizeof(uint32_t) : 0, alternatives = column * job->alternatives;
+    size_t text_size = tokens ? job->text_size : 0, detail_size = detail ? strlen(detail) : 0;
+    size_t size = sizeof(struct event_node) + 2 * column + 2 * alternatives + text_size + detail_size + 1;
+    struct event_node *node = malloc(size);
     if (!node) {
         thread->memory_out = true;
         return;
     }
     node->next = NULL;
     node->event = *event;
-    uint32_t *ids = (uint32_t *)(node + 1);
-    char *text = (char *)ids + ids_size, *words = text + text_size;
-    if (ids_size)
-        memcpy(ids, job->ids, ids_size);
-    if (text_size)
-        memcpy(text, job->text, text_size);
-    if (detail_size)
-        memcpy(words, detail, detail_size);
-    words[detail_size] = '\0';
-    node->event.event.ids = ids;
-    node->event.event.text = text;
-    node->event.event.text_size = text_size;
-    node->event.event.detail = words;
-    node->event.detail = words;
+    struct engine_event *copy = &node->event.event;
+    uint8_t *at = (uint8_t *)(node + 1);
+    copy->ids = copy_part(job->ids, column, &at); /* 4-byte values first: they stay aligned */
+    copy->logprobs = copy_part(job->logprobs, column, &at);
+    copy->alternative_ids = copy_part(job->alternative_ids, alternatives, &at);
+    copy->alternative_logprobs = copy_part(job->alternative_logprobs, alternatives, &at);
+    copy->text = copy_part(job->text, text_size, &at);
+    copy->text_size = text_size;
+    char *words = (char *)at;
+    (void)copy_part(detail, detail_size, &at);
+    *at = '\0';
+    copy->detail = node->event.detail = words;
     *thread->step.last = node;
     thread->step.last = &node->next;
-    thread->step.count++;
+    thread->step.bytes += size;
 }
 
 static void run_collect_job(void *user, const struct engine_event *event)
@@ -106,10 +115,13 @@ static void run_collect_job(void *user, const struct engine_event *event)
 }
 
 static void run_collect_own(struct engine_thread *thread, enum engine_thread_event_kind kind, uint64_t job,
-                            enum status st)
+                            enum status st, uint32_t retry_after_ms)
 {
-    run_collect(thread, &(struct engine_thread_event){
-                            .kind = kind, .job = job, .status = st, .detail = st == STATUS_OK ? "" : status_detail()});
+    run_collect(thread, &(struct engine_thread_event){.kind = kind,
+                                                      .job = job,
+                                                      .status = st,
+                                                      .detail = st == STATUS_OK ? "" : status_detail(),
+                                                      .retry_after_ms = retry_after_ms});
 }
 
 static void drain_outbox(void *user);
@@ -123,7 +135,7 @@ static void run_publish(struct engine_thread *thread)
     if (thread->step.first) {
         *thread->outbox.last = thread->step.first;
         thread->outbox.last = thread->step.last;
-        thread->outbox.count += thread->step.count;
+        thread->outbox.bytes += thread->step.bytes;
     }
     event_list_reset(&thread->step);
     if (thread->memory_out)
@@ -140,8 +152,10 @@ static void run_command(struct engine_thread *thread, struct command *command)
         pthread_mutex_lock(&thread->mutex);
         thread->submits--; /* before the engine counts it: never counted twice */
         pthread_mutex_unlock(&thread->mutex);
-        enum status st = engine_submit(thread->engine, &command->request->engine);
-        run_collect_own(thread, st == STATUS_OK ? ENGINE_THREAD_ACCEPTED : ENGINE_THREAD_REFUSED, command->job, st);
+        uint32_t retry_after_ms = 0;
+        enum status st = engine_submit(thread->engine, &command->request->engine, &retry_after_ms);
+        run_collect_own(thread, st == STATUS_OK ? ENGINE_THREAD_ACCEPTED : ENGINE_THREAD_REFUSED, command->job, st,
+                        st == STATUS_AGAIN ? retry_after_ms : 0);
         request_destroy(&command->request);
     } else {
         engine_cancel(thread->engine, command->job);
@@ -153,7 +167,7 @@ static void run_command(struct engine_thread *thread, struct command *command)
 static bool run_take(struct engine_thread *thread, bool idle, struct command **out)
 {
     pthread_mutex_lock(&thread->mutex);
-    while (!thread->stop && ((idle && !thread->commands) || thread->outbox.count >= ENGINE_THREAD_OUTBOX_MAX))
+    while (!thread->stop && ((idle && !thread->commands) || thread->outbox.bytes >= ENGINE_THREAD_OUTBOX_BYTES))
         pthread_cond_wait(&thread->wake, &thread->mutex);
     *out = thread->commands;
     thread->commands = NULL;
@@ -200,7 +214,7 @@ static void *run(void *arg)
     pthread_mutex_lock(&thread->mutex);
     thread->engine = engine;
     pthread_mutex_unlock(&thread->mutex);
-    run_collect_own(thread, st == STATUS_OK ? ENGINE_THREAD_READY : ENGINE_THREAD_FAILED, 0, st);
+    run_collect_own(thread, st == STATUS_OK ? ENGINE_THREAD_READY : ENGINE_THREAD_FAILED, 0, st, 0);
     run_publish(thread);
     if (st == STATUS_OK && !thread->memory_out)
         run_serve(thread);
@@ -220,7 +234,7 @@ static void hand_out(struct engine_thread *thread, bool by_post)
 {
     pthread_mutex_lock(&thread->mutex);
     struct event_node *first = thread->outbox.first;
-    bool was_full = thread->outbox.count >= ENGINE_THREAD_OUTBOX_MAX;
+    bool was_full = thread->outbox.bytes >= ENGINE_THREAD_OUTBOX_BYTES;
     event_list_reset(&thread->outbox);
     if (by_post)
         thread->posted = false;

@@ -8,7 +8,7 @@
  *   1. commands run in order, so a cancel never overtakes its submit;
  *   2. each submit is answered by ACCEPTED or REFUSED, and after ACCEPTED by one DONE or FAILED, unless the thread is stopped;
  *   3. submits waiting in the queue are bounded by submits_max; cancels by the caller, one for each open job;
- *   4. events waiting for a slow I/O thread are bounded: the engine pauses at ENGINE_THREAD_OUTBOX_MAX events.
+ *   4. events waiting for a slow I/O thread are bounded: the engine pauses at ENGINE_THREAD_OUTBOX_BYTES of them.
  * All functions are for the I/O thread (the loop's). */
 #ifndef ROOST_WORKER_SERVER_ENGINE_THREAD_H
 #define ROOST_WORKER_SERVER_ENGINE_THREAD_H
@@ -21,13 +21,15 @@ struct loop;
 struct request;                     /* worker/server/request.h */
 struct engine_thread;
 
-#define ENGINE_THREAD_OUTBOX_MAX 16384   /* events; a full context of single tokens on the shipped model is 4,096 */
+/* An event takes about 330 bytes, with 20 alternatives 168 more for each token: a step of 1,024 sequences takes 0.5 MB, the log
+ * probabilities of a prompt of 32,768 tokens 5.5 MB. One step may go over it. */
+#define ENGINE_THREAD_OUTBOX_BYTES (8u << 20)
 
 enum engine_thread_event_kind {
     ENGINE_THREAD_READY,            /* the model is loaded: engine_thread_info answers */
     ENGINE_THREAD_FAILED,           /* it could not be loaded, or no memory was left for events: status and detail; nothing more comes */
     ENGINE_THREAD_ACCEPTED,         /* job is queued in the engine */
-    ENGINE_THREAD_REFUSED,          /* engine_submit failed: status and detail */
+    ENGINE_THREAD_REFUSED,          /* engine_submit failed: status, detail, and for STATUS_AGAIN when to come again */
     ENGINE_THREAD_JOB,              /* event is the engine's own */
 };
 
@@ -36,6 +38,7 @@ struct engine_thread_event {        /* pointers are borrowed for the call */
     uint64_t job;
     enum status status;
     const char *detail;             /* "" if none */
+    uint32_t retry_after_ms;        /* REFUSED; 0: not known */
     struct engine_event event;
 };
 

@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <jansson.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -25,10 +26,14 @@
 
 #define CONNECTIONS_EXPECTED 256u /* two for each of 128 routers */
 #define PASSWORD_MAX         512
+#define CHUNK_TOKENS_MAX     4096
+#define THREADS_MAX          64 /* of the backend */
+#define THREADS_DEFAULT_MAX  16 /* beyond, memory is what a step of a small batch waits for */
 
 struct settings {
     char *name, *listen_control, *listen_data, *advertise, *model;
-    uint64_t kv_mebibytes, chunk_tokens, queue_requests_max;
+    uint64_t kv_mebibytes, kv_host_mebibytes, rewind_tokens, snapshots_max;
+    uint64_t chunk_tokens, batch_tokens, sequences_max, step_ms_max, threads, queue_requests_max;
     char *redis_address, *redis_user, *redis_password_file;
     uint64_t redis_database;
     uint64_t lease_ms, drain_deadline_ms;
@@ -64,13 +69,53 @@ static const struct config_field fields[] = {
      .default_value = "512",
      .min = 1,
      .max = 1u << 24,
-     .help = "memory for the KV cache in MiB; more keeps more conversations"},
+     .help = "memory in MiB for the KV cache that computes (device tier); more keeps and runs more conversations. What a "
+             "conversation takes: roost model describe"},
+    {.key = FIELD(kv_host_mebibytes),
+     .type = CONFIG_UINT,
+     .default_value = "0",
+     .max = 1u << 24,
+     .help = "memory in MiB for KV that is set aside (host tier): conversations that rest, and requests that were "
+             "interrupted; on a CPU it is the same memory, so 0: none"},
+    {.key = FIELD(rewind_tokens),
+     .type = CONFIG_UINT,
+     .default_value = "1024",
+     .max = 65536,
+     .help = "tokens of each conversation's end in which any edit or retry resumes at once; more costs memory on models "
+             "with a window"},
+    {.key = FIELD(snapshots_max),
+     .type = CONFIG_UINT,
+     .default_value = "8",
+     .max = 8,
+     .help = "older message ends of each conversation at which an edit can resume; fewer save memory"},
     {.key = FIELD(chunk_tokens),
      .type = CONFIG_UINT,
-     .default_value = "128",
+     .default_value = "256",
+     .min = 1,
+     .max = CHUNK_TOKENS_MAX,
+     .help = "prompt tokens of one request in a step, at most; more is faster, fewer act sooner on cancels"},
+    {.key = FIELD(batch_tokens),
+     .type = CONFIG_UINT,
+     .default_value = "0",
+     .max = 16384,
+     .help = "tokens of a step over all requests, at least chunk_tokens; 0: chunk_tokens + sequences_max"},
+    {.key = FIELD(sequences_max),
+     .type = CONFIG_UINT,
+     .default_value = "64",
      .min = 1,
      .max = 1024,
-     .help = "prompt tokens computed per step; more is faster, fewer act sooner on cancels"},
+     .help = "replies that are made at a time (each choice of a request is one); more serve more people, each slower"},
+    {.key = FIELD(step_ms_max),
+     .type = CONFIG_UINT,
+     .default_value = "250",
+     .min = 1,
+     .max = 10000,
+     .help = "ms: prompts are cut so that a step stays under it; longer is faster, shorter acts sooner on cancels"},
+    {.key = FIELD(threads),
+     .type = CONFIG_UINT,
+     .default_value = "0",
+     .max = THREADS_MAX,
+     .help = "threads that compute; 0: one for each core that this process may use, at most 16"},
     {.key = FIELD(queue_requests_max),
      .type = CONFIG_UINT,
      .default_value = "64",
@@ -162,6 +207,9 @@ static enum status check_settings(const void *given_settings)
                            WIRE_NAME_MAX);
     if (!given(settings->model))
         return STATUS_FAIL(STATUS_INVALID, "model: missing, a model directory is needed (--model DIR)");
+    if (settings->batch_tokens != 0 && settings->batch_tokens < settings->chunk_tokens)
+        return STATUS_FAIL(STATUS_INVALID, "batch_tokens: %" PRIu64 " is under chunk_tokens, %" PRIu64 ": raise it, or 0",
+                           settings->batch_tokens, settings->chunk_tokens);
     TRY(check_endpoint("listen_control", settings->listen_control, settings->allow_remote));
     TRY(check_endpoint("listen_data", settings->listen_data, settings->allow_remote));
     if (given(settings->redis_address) && !given(settings->advertise) && endpoint_is_wildcard(settings->listen_control))
@@ -252,9 +300,21 @@ static void fail(struct worker *worker)
     loop_stop(worker->loop);
 }
 
+/* What the memory for KV is worth, in conversations of this model. */
+static void log_capacity(const struct worker *worker)
+{
+    const struct settings *settings = &worker->settings;
+    const struct engine_info *info = server_engine_info(worker->server);
+    LOG_INFO("KV: %" PRIu64 " MiB and %" PRIu64 " MiB of host memory keep %" PRIu64 " tokens: %" PRIu64
+             " conversations of %" PRIu32 "; %" PRIu32 " bytes a token inside the window",
+             settings->kv_mebibytes, settings->kv_host_mebibytes, info->kv_tokens_max,
+             info->kv_tokens_max / info->context_tokens_max, info->context_tokens_max, info->kv_bytes_per_token);
+}
+
 static void on_ready(struct worker *worker)
 {
     const struct settings *settings = &worker->settings;
+    log_capacity(worker);
     LOG_INFO("ready: %s serves %s at %s and %s", settings->name, server_model_name(worker->server),
              server_control_endpoint(worker->server), server_data_endpoint(worker->server));
     if (given(settings->redis_address)) {
@@ -324,6 +384,15 @@ static void on_signal(int signal, void *user)
     server_drain(worker->server);
 }
 
+static uint32_t threads_of(const struct settings *settings)
+{
+    cpu_set_t cores;
+    if (settings->threads)
+        return (uint32_t)settings->threads;
+    int count = sched_getaffinity(0, sizeof cores, &cores) == 0 ? CPU_COUNT(&cores) : 1;
+    return count < 1 ? 1 : count > THREADS_DEFAULT_MAX ? THREADS_DEFAULT_MAX : (uint32_t)count;
+}
+
 static enum status start(struct worker *worker)
 {
     const struct settings *settings = &worker->settings;
@@ -342,7 +411,14 @@ static enum status start(struct worker *worker)
         .listen_data = settings->listen_data,
         .engine = {.model_dir = settings->model,
                    .kv_bytes = settings->kv_mebibytes << 20,
+                   .kv_host_bytes = settings->kv_host_mebibytes << 20,
+                   .rewind_tokens = (uint32_t)settings->rewind_tokens,
+                   .snapshots_max = (uint32_t)settings->snapshots_max,
                    .chunk_tokens = (uint32_t)settings->chunk_tokens,
+                   .batch_tokens = (uint32_t)settings->batch_tokens,
+                   .sequences_max = (uint32_t)settings->sequences_max,
+                   .step_ms_max = (uint32_t)settings->step_ms_max,
+                   .threads = threads_of(settings),
                    .queue_requests_max = (uint32_t)settings->queue_requests_max},
         .lease_ms = (uint32_t)settings->lease_ms,
         .drain_deadline_ms = (uint32_t)settings->drain_deadline_ms,

@@ -33,32 +33,9 @@ enum wire_error_code refusal_code(enum status st, enum wire_error_code limit)
 /* The first field that asks for something this version does not do; NULL if none. */
 static const char *unsupported_field(const struct wire_head *head, const struct wire_body *body)
 {
-    const struct wire_sampling *sampling = &body->sampling;
-    const struct {
-        bool asked;
-        const char *field;
-    } fields[] = {
-        {head->resume.counts.size > 0 || head->resume.ids.size > 0, "resume"},
-        {sampling->choices > 1, "sampling.choices"},
-        {sampling->top_p > 0 && sampling->top_p < 1, "sampling.top_p"}, /* 1 keeps everything, as 0 does */
-        {sampling->top_k > 0, "sampling.top_k"},
-        {sampling->min_p > 0, "sampling.min_p"},
-        {sampling->repetition_penalty != 0 && sampling->repetition_penalty != 1, "sampling.repetition_penalty"},
-        {sampling->presence_penalty != 0, "sampling.presence_penalty"},
-        {sampling->frequency_penalty != 0, "sampling.frequency_penalty"},
-        {sampling->tokens_min > 0, "sampling.tokens_min"},
-        {sampling->stop_count > 0, "sampling.stop"},
-        {sampling->stop_ids.size > 0, "sampling.stop_ids"},
-        {sampling->bias_ids.size > 0, "sampling.bias_ids"},
-        {sampling->logprobs > 0, "sampling.logprobs"},
-        {sampling->prompt_logprobs, "sampling.prompt_logprobs"},
-        {body->history.size > 0, "history"},
-        {body->truncate, "truncate"},
-    };
-    for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)
-        if (fields[i].asked)
-            return fields[i].field;
-    return NULL;
+    if (head->resume.counts.size > 0 || head->resume.ids.size > 0)
+        return "resume";
+    return body->history.size > 0 ? "history" : NULL;
 }
 
 static enum status check_head(const struct wire_head *head, size_t body_size, struct refusal *refusal)
@@ -68,7 +45,7 @@ static enum status check_head(const struct wire_head *head, size_t body_size, st
                     wire_frame_bytes_max(WIRE_BODY));
         return STATUS_LIMIT;
     }
-    if (head->body_bytes != 0 && head->body_bytes != body_size) {
+    if (head->body_bytes != body_size) {
         refusal_set(refusal, WIRE_ERROR_INVALID, "the head says %u bytes of body, %zu came", head->body_bytes,
                     body_size);
         return STATUS_INVALID;
@@ -105,17 +82,76 @@ static enum status take_messages(struct request *request, const struct wire_body
     return STATUS_OK;
 }
 
-static enum status take_prompt_ids(struct request *request, struct wire_span column)
+/* Copies a column, which is not aligned, to *at, which moves on. */
+static const uint32_t *take_column(struct wire_span column, uint32_t **at, uint32_t *count)
 {
-    size_t count = column.size / sizeof(uint32_t);
-    request->prompt_ids = malloc(column.size);
-    if (!request->prompt_ids)
+    const uint32_t *values = *at;
+    *count = (uint32_t)(column.size / sizeof(uint32_t));
+    for (uint32_t i = 0; i < *count; i++)
+        *(*at)++ = wire_u32_at(column, i);
+    return *count ? values : NULL;
+}
+
+static enum status take_ids(struct request *request, const struct wire_body *body)
+{
+    const struct wire_sampling *sampling = &body->sampling;
+    struct engine_request *engine = &request->engine;
+    size_t size = body->prompt_ids.size + sampling->stop_ids.size + sampling->bias_ids.size;
+    if (size == 0)
+        return STATUS_OK;
+    uint32_t *at = request->ids = malloc(size);
+    if (!at)
+        return STATUS_NO_MEMORY;
+    engine->prompt_ids = take_column(body->prompt_ids, &at, &engine->prompt_id_count);
+    engine->stop_ids = take_column(sampling->stop_ids, &at, &engine->stop_id_count);
+    engine->sampling.bias_ids = take_column(sampling->bias_ids, &at, &engine->sampling.bias_count);
+    return STATUS_OK;
+}
+
+static enum status take_bias_values(struct request *request, struct wire_span column)
+{
+    size_t count = column.size / sizeof(float);
+    if (count == 0)
+        return STATUS_OK;
+    request->bias_values = malloc(count * sizeof *request->bias_values);
+    if (!request->bias_values)
         return STATUS_NO_MEMORY;
     for (size_t i = 0; i < count; i++)
-        request->prompt_ids[i] = wire_u32_at(column, i);
-    request->engine.prompt_ids = request->prompt_ids;
-    request->engine.prompt_id_count = (unsigned)count;
+        request->bias_values[i] = wire_f32_at(column, i);
+    request->engine.sampling.bias_values = request->bias_values;
     return STATUS_OK;
+}
+
+static void take_stops(struct request *request, const struct wire_sampling *sampling)
+{
+    for (unsigned i = 0; i < sampling->stop_count; i++) {
+        request->stops[i] = (const char *)sampling->stops[i].data;
+        request->stop_sizes[i] = sampling->stops[i].size;
+    }
+    request->engine.stops = request->stops;
+    request->engine.stop_sizes = request->stop_sizes;
+    request->engine.stop_count = sampling->stop_count;
+}
+
+static enum status take_sampling(struct request *request, const struct wire_sampling *from)
+{
+    struct engine_request *engine = &request->engine;
+    struct sampler_options *to = &engine->sampling;
+    to->temperature = from->temperature;
+    to->top_p = from->top_p;
+    to->top_k = from->top_k;
+    to->min_p = from->min_p;
+    to->repetition_penalty = from->repetition_penalty;
+    to->presence_penalty = from->presence_penalty;
+    to->frequency_penalty = from->frequency_penalty;
+    to->tokens_min = from->tokens_min;
+    engine->tokens_max = from->tokens_max;
+    engine->choices = from->choices;
+    engine->logprobs = from->token_logprobs || from->logprobs > 0;
+    engine->alternatives = from->logprobs;
+    engine->prompt_logprobs = from->prompt_logprobs;
+    take_stops(request, from);
+    return take_bias_values(request, from->bias_values);
 }
 
 static void take_head(struct request *request, const struct wire_head *head, uint64_t now_ms)
@@ -137,9 +173,10 @@ static enum status take_body(struct request *request)
     struct engine_request *engine = &request->engine;
     engine->reply_name = (const char *)body->reply_name.data;
     engine->reply_name_size = body->reply_name.size;
-    engine->temperature = body->sampling.temperature;
-    engine->tokens_max = body->sampling.tokens_max;
-    return body->message_count ? take_messages(request, body) : take_prompt_ids(request, body->prompt_ids);
+    engine->truncate = body->truncate;
+    TRY(take_sampling(request, &body->sampling));
+    TRY(take_ids(request, body));
+    return body->message_count ? take_messages(request, body) : STATUS_OK;
 }
 
 enum status request_create(const struct wire_head *head, zmq_msg_t *body_frame, uint64_t now_ms, struct request **out,
@@ -191,7 +228,8 @@ void request_destroy(struct request **request_pointer)
     wire_message_free(&request->body);
     zmq_msg_close(&request->frame);
     free(request->messages);
-    free(request->prompt_ids);
+    free(request->ids);
+    free(request->bias_values);
     free(request);
     *request_pointer = NULL;
 }

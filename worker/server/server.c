@@ -23,6 +23,7 @@
 #define LEASE_EXPIRY_MS          5000u
 #define SLOW_READER_MS           5000u
 #define CANCEL_MEMORY_MS         30000u
+#define SEQUENCES_MAX            64u          /* the engine's own default */
 #define FLUSH_MS_MAX             1000u        /* drain: how long to wait for routers to have seen everything */
 #define CONTROL_FRAME_BYTES      (512u << 10) /* leases reach 256 KiB */
 #define CONTROL_RECEIVE_MESSAGES 1000
@@ -90,7 +91,7 @@ static void send_welcome(struct server *server, enum link link, const struct cha
         .body_bytes_max = WIRE_BODY_BYTES_MAX,
         .head_bytes_max = WIRE_HEAD_BYTES_MAX,
         .unacknowledged_bytes_max = GRANT_BYTES,
-        .streams_max = server->config.engine.queue_requests_max + STREAMS_SPARE,
+        .streams_max = streams_max(server),
         .stream_credit_tokens = 0,
         .messages_max = WIRE_MESSAGES_MAX,
     };
@@ -515,6 +516,10 @@ enum status server_create(const struct server_config *config, struct server **ou
         server->config.lease_expiry_ms = LEASE_EXPIRY_MS;
     if (!config->slow_reader_ms)
         server->config.slow_reader_ms = SLOW_READER_MS;
+    if (!config->reply_bytes_max)
+        server->config.reply_bytes_max = REPLY_BYTES_MAX;
+    if (!config->engine.sequences_max)
+        server->config.engine.sequences_max = SEQUENCES_MAX;
     if (!config->cancel_memory_ms)
         server->config.cancel_memory_ms = CANCEL_MEMORY_MS;
     snprintf(server->name, sizeof server->name, "%s", config->name);
@@ -582,6 +587,11 @@ const char *server_data_endpoint(const struct server *server)
 const char *server_model_name(const struct server *server)
 {
     return server->info ? server->info->model_name : "";
+}
+
+const struct engine_info *server_engine_info(const struct server *server)
+{
+    return server->info;
 }
 
 unsigned server_stream_count(const struct server *server)

@@ -10,8 +10,8 @@
  * callbacks are on the loop's thread. Always true:
  *   1. each request that a router sent is answered by exactly one of DONE, ERROR, WRONG_OWNER or SUPERSEDED to its newest
  *      attempt, unless the router's session ends first;
- *   2. the tokens of an attempt are gapless from 0; a reconnect or a newer attempt sees the same rows again from 0, so
- *      that a receiver drops by sequence number what it has;
+ *   2. the tokens of each choice of an attempt, and of its prompt, are gapless from 0; a reconnect or a newer attempt sees the
+ *      same rows again from 0, so that a receiver drops by sequence number what it has;
  *   3. nothing a router sends ends a connection or the process; what it can make us keep is bounded (server_internal.h). */
 #ifndef ROOST_WORKER_SERVER_SERVER_H
 #define ROOST_WORKER_SERVER_SERVER_H
@@ -35,6 +35,7 @@ struct server_config {
     uint32_t slow_reader_ms;          /* 0: 5000; how long a router may not take its tokens */
     uint32_t cancel_memory_ms;        /* 0: 30000; how long an unknown cancelled id is remembered */
     uint32_t drain_deadline_ms;       /* 30000 */
+    uint64_t reply_bytes_max;         /* 0: 2 GiB; memory for what open requests may release (server_internal.h) */
     /* READY: serving. DRAINING: server_drain was called. GONE: drained, or failed with st and status_detail: stop the loop. */
     void (*on_state)(void *user, enum wire_life state, enum status st);
     void *user;
@@ -52,6 +53,7 @@ const uint8_t *server_incarnation(const struct server *server);        /* 16 byt
 const char *server_control_endpoint(const struct server *server);      /* as bound */
 const char *server_data_endpoint(const struct server *server);
 const char *server_model_name(const struct server *server);            /* "" before READY */
+const struct engine_info *server_engine_info(const struct server *server);   /* NULL before READY */
 unsigned server_stream_count(const struct server *server);             /* open: not answered yet */
 
 #endif

@@ -4,8 +4,13 @@
  *   session.c  who is there: routers, their two connections, malformed frames per connection
  *   stream.c   what they asked for: heads, engine events, tokens and terminals out
  *
- * Bounds: SESSIONS_MAX routers; streams per session; one engine job per open stream, queue_requests_max + 1 in the engine and as many on
- * their way; the released text of open streams is at most context_tokens_max tokens each; CANCELS_MAX remembered ids. */
+ * Bounds: SESSIONS_MAX routers; streams per session; one engine job per open stream: queue_requests_max waiting and sequences_max running
+ * in the engine, queue_requests_max + 1 on their way; CANCELS_MAX remembered ids; what streams keep of their replies: reply_bytes_max.
+ *
+ * A stream keeps all it released until the router has seen its end, so room for the most that it can release is set aside when it
+ * comes: for each token of each choice, and of the prompt if its log probabilities were asked for, KEPT_TOKEN_BYTES, and 8 for each
+ * alternative, twice, as buffers double. One choice over 4,096 tokens: 360 KB; 16 with 20 alternatives, and the prompt's: 28 MB;
+ * what the default of 2 GiB has room for 5,900 and 74 times. */
 #ifndef ROOST_WORKER_SERVER_SERVER_INTERNAL_H
 #define ROOST_WORKER_SERVER_SERVER_INTERNAL_H
 #include <stdbool.h>
@@ -24,9 +29,12 @@
 #define PEERS_MAX 1024u              /* connections whose malformed frames are counted */
 #define PEER_ERRORS_PER_SECOND 10u   /* answers to malformed frames, per connection */
 #define CANCELS_MAX 4096u            /* remembered unknown cancelled ids, 200 bytes each */
-#define TOLD_MAX 256u                /* answered streams per session that wait for the echo of a lease; about 40 KB each at 4,096 tokens */
+#define TOLD_MAX 256u                /* answered streams per session that wait for the echo of a lease */
 #define GRANT_BYTES (4u << 20)       /* unacknowledged bodies per session */
-#define STREAMS_SPARE 16u            /* over the engine's queue: running, on their way, and refused ones that wait to be told */
+#define STREAMS_SPARE 16u            /* over those in the engine: on their way, and refused ones that wait to be told */
+#define REPLY_BYTES_MAX (2ull << 30)
+#define KEPT_TOKEN_BYTES 44u         /* a row of 20 bytes, the id, its log probability, and 16 of text: pieces have about 4, and few have 16 */
+#define PROMPT_ROW_TOKENS 256u       /* of the prompt's log probabilities in a row: 43 KB with 20 alternatives, 6 rows to a frame */
 #define BLOCKED_RETRY_MS 20u          /* between tries to send to a router that does not read */
 #define RETRY_STARTING_MS 500u
 #define RETRY_DRAINING_MS 1000u
@@ -69,17 +77,25 @@ struct stream_key {
     char tenant[WIRE_NAME_MAX];      /* padded with zeros */
 };
 
-/* Rows of released tokens are kept as they were first sent: a receiver that has row k drops it when it comes again. */
+/* Rows of released tokens are kept as they were first sent: a receiver that has row k drops it when it comes again. What a row holds lies
+ * in stream->bytes: ids, logprobs, ids of alternatives, their logprobs, text; as the wire has them. */
 struct stream_row {
-    uint32_t ids_end, text_end;      /* offsets into ids and text; the row starts where the one before ends */
+    uint32_t end;                    /* offset into bytes; the row starts where the one before ends */
+    uint32_t first;                  /* sequence number within its choice */
+    uint32_t text_bytes;
+    uint16_t count;
+    uint8_t choice;                  /* or WIRE_CHOICE_PROMPT */
+    uint8_t alternatives;
+    bool logprobs;
 };
 
 struct stream_terminal {
     enum wire_error_code code;       /* WIRE_ERROR_UNKNOWN: DONE */
     char *detail;                    /* owned; NULL: none */
     uint32_t retry_after_ms;
-    enum wire_finish finish;
-    uint32_t prompt_tokens, cached_tokens, reply_tokens, queue_us, prefill_us, decode_us;
+    uint8_t finish[WIRE_CHOICES_MAX];
+    uint32_t choices;
+    uint32_t prompt_tokens, cached_tokens, reply_tokens, dropped_messages, queue_us, prefill_us, decode_us;
 };
 
 /* The life of a stream (stream.c draws it): open until it has a terminal, ended until that is sent, then told until the router
@@ -97,11 +113,14 @@ struct stream {
     bool open;                       /* in the two tables */
     uint64_t told_number;            /* of the first data lease after its terminal; 0: not sent */
     bool accepted, ack_due, cancel_asked;
-    uint32_t *ids;                   /* owned; released tokens */
-    char *text;                      /* owned */
+    uint8_t *bytes;                  /* owned; of the rows */
     struct stream_row *rows;         /* owned */
-    uint32_t ids_capacity, text_capacity, rows_capacity;
+    uint32_t bytes_capacity, rows_capacity;
     uint32_t row_count, rows_sent, rows_batched;   /* sent <= batched <= count */
+    uint32_t choices;                /* asked for */
+    uint32_t due[WIRE_SEQUENCES_MAX];    /* sequence number of each choice's next token, and of the prompt's */
+    uint32_t released;               /* tokens, over all choices */
+    uint64_t set_aside;              /* its part of server->set_aside */
     struct stream_terminal terminal;
     UT_hash_handle by_key, by_job;
 };
@@ -144,6 +163,7 @@ struct server {
     struct cancel_memory *cancels;
     struct peer_errors *peers;
     struct wire_batch *batch;
+    uint64_t set_aside;              /* bytes for what streams release; at most reply_bytes_max */
     double token_us;                 /* measured time of a computed token; 0: none yet */
     uint64_t malformed, stale;       /* frames dropped, counted for the log */
 };
@@ -176,5 +196,6 @@ void session_flush(struct server *server, struct session *session);
 void streams_destroy(struct server *server, struct session *session);
 void cancels_expire(struct server *server, uint64_t now_ms, bool all);
 uint32_t retry_after_ms(struct server *server);
+unsigned streams_max(const struct server *server);    /* per session */
 
 #endif

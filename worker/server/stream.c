@@ -17,7 +17,9 @@
  * A newer attempt (move) changes session, number and attempt of an open stream and sends all rows again.
  * Always true: 1. a stream is in by_key and by_job exactly while it is open, that is while it has no terminal;
  *              2. rows_sent <= rows_batched <= row_count; rows between sent and batched are in server->batch now;
- *              3. a job whose stream is not open is unknown here: its late events are dropped. */
+ *                 rows of different choices lie in the order in which the engine released them;
+ *              3. a job whose stream is not open is unknown here: its late events are dropped;
+ *              4. server->set_aside is the sum of the streams' set_aside: the most they can keep while open, then what they do. */
 #include "worker/server/server_internal.h"
 #include <assert.h>
 #include <stdlib.h>
@@ -28,6 +30,8 @@
 #include "common/loop.h"
 
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "ids are kept as the wire's columns");
+static_assert(ENGINE_CHOICES_MAX == WIRE_CHOICES_MAX, "one finish for each choice");
+static_assert(sizeof(struct stream_row) <= 20, "KEPT_TOKEN_BYTES counts 20");
 
 /* ---- keys and tables ---- */
 
@@ -94,14 +98,28 @@ static unsigned live_count(const struct session *session)
 
 static void drop_rows(struct stream *stream)
 {
-    free(stream->ids);
-    free(stream->text);
+    free(stream->bytes);
     free(stream->rows);
-    stream->ids = NULL;
-    stream->text = NULL;
+    stream->bytes = NULL;
     stream->rows = NULL;
-    stream->ids_capacity = stream->text_capacity = stream->rows_capacity = 0;
+    stream->bytes_capacity = stream->rows_capacity = 0;
     stream->row_count = stream->rows_sent = stream->rows_batched = 0;
+}
+
+/* Instead of what it had set aside. */
+static void set_aside(struct server *server, struct stream *stream, uint64_t bytes)
+{
+    server->set_aside += bytes - stream->set_aside;
+    stream->set_aside = bytes;
+}
+
+/* The most that the stream of a request keeps (server_internal.h has the arithmetic). */
+static uint64_t kept_bytes_max(const struct server *server, const struct engine_request *request)
+{
+    uint64_t context = server->info->context_tokens_max;
+    uint64_t reply = request->tokens_max && request->tokens_max < context ? request->tokens_max : context;
+    uint64_t tokens = (request->choices ? request->choices : 1) * reply + (request->prompt_logprobs ? context : 0);
+    return 2 * tokens * (KEPT_TOKEN_BYTES + 8ull * request->alternatives);
 }
 
 /* The body is off our hands: accepted, refused or given up. */
@@ -117,6 +135,7 @@ static void stream_free(struct server *server, struct stream *stream)
     table_remove(server, stream);
     settle_body(stream);
     detach(stream);
+    set_aside(server, stream, 0);
     drop_rows(stream);
     free(stream->terminal.detail);
     free(stream);
@@ -134,14 +153,18 @@ static void end(struct server *server, struct stream *stream)
 {
     table_remove(server, stream);
     settle_body(stream);
+    set_aside(server, stream, stream->bytes_capacity + (uint64_t)stream->rows_capacity * sizeof *stream->rows);
     stream->session->dirty = true;
 }
 
-static void end_with_error(struct server *server, struct stream *stream, enum wire_error_code code, const char *detail)
+/* retry_ms 0: as long as the queue takes, when waiting helps. */
+static void end_with_error(struct server *server, struct stream *stream, enum wire_error_code code, const char *detail,
+                           uint32_t retry_ms)
 {
     stream->terminal.code = code;
     stream->terminal.detail = detail && *detail ? strdup(detail) : NULL; /* without memory: without words */
-    stream->terminal.retry_after_ms = code == WIRE_ERROR_OVER_CAPACITY ? retry_after_ms(server) : 0;
+    if (code == WIRE_ERROR_OVER_CAPACITY)
+        stream->terminal.retry_after_ms = retry_ms ? retry_ms : retry_after_ms(server);
     end(server, stream);
 }
 
@@ -149,7 +172,8 @@ static void end_with_done(struct server *server, struct stream *stream, const st
 {
     stream->terminal = (struct stream_terminal){
         .code = WIRE_ERROR_UNKNOWN,
-        .finish = (enum wire_finish)event->finish,
+        .choices = stream->choices,
+        .dropped_messages = event->dropped_messages,
         .prompt_tokens = event->prompt_tokens,
         .cached_tokens = event->cached_tokens,
         .reply_tokens = event->reply_tokens,
@@ -157,6 +181,8 @@ static void end_with_done(struct server *server, struct stream *stream, const st
         .prefill_us = event->prefill_us,
         .decode_us = event->decode_us,
     };
+    for (uint32_t i = 0; i < stream->choices; i++)
+        stream->terminal.finish[i] = (uint8_t)event->finish[i];
     end(server, stream);
 }
 
@@ -168,7 +194,7 @@ void stream_abort(struct server *server, struct stream *stream, enum wire_error_
     if (!stream->cancel_asked)
         (void)engine_thread_cancel(server->engine, stream->job); /* without memory it runs to its end, unheard */
     drop_rows(stream);
-    end_with_error(server, stream, code, detail);
+    end_with_error(server, stream, code, detail, 0);
 }
 
 /* Time until the queue is worked off, from what is queued and what a token took lately. */
@@ -194,9 +220,9 @@ static void measure_rate(struct server *server, const struct engine_event *done)
 
 /* ---- heads ---- */
 
-static unsigned streams_max(const struct server *server)
+unsigned streams_max(const struct server *server)
 {
-    return server->config.engine.queue_requests_max + STREAMS_SPARE;
+    return server->config.engine.queue_requests_max + server->config.engine.sequences_max + STREAMS_SPARE;
 }
 
 /* As much as an ERROR may carry; a cut never splits a character. */
@@ -386,15 +412,38 @@ static bool has_room(struct server *server, struct session *session, const struc
     return true;
 }
 
+/* False: what the request may release has no room beside what others may, and *refusal says so. */
+static bool has_reply_room(struct server *server, uint64_t bytes, struct refusal *refusal)
+{
+    uint64_t max = server->config.reply_bytes_max;
+    if (bytes > max) {
+        refusal_set(refusal, WIRE_ERROR_TOO_LARGE,
+                    "the reply may take %llu bytes, this worker keeps at most %llu: ask for fewer choices, alternatives "
+                    "or tokens",
+                    (unsigned long long)bytes, (unsigned long long)max);
+        return false;
+    }
+    if (bytes > max - server->set_aside) {
+        refusal_set(refusal, WIRE_ERROR_OVER_CAPACITY, "no memory is left to keep the reply of this request");
+        refusal->retry_after_ms = retry_after_ms(server);
+        return false;
+    }
+    return true;
+}
+
 /* Makes the stream and hands the request to the engine thread. False: *refusal says why not. */
 static bool open_stream(struct server *server, struct session *session, const struct wire_head *head,
                         const struct stream_key *key, const uint8_t content[HASH_DIGEST_BYTES], size_t body_size,
                         struct request **request, struct refusal *refusal)
 {
+    uint64_t kept = kept_bytes_max(server, &(*request)->engine);
+    if (!has_reply_room(server, kept, refusal))
+        return false;
     struct stream *stream = calloc(1, sizeof *stream);
     if (stream) {
         stream->key = *key;
         stream->job = ++server->next_job;
+        stream->choices = (*request)->engine.choices ? (*request)->engine.choices : 1;
         memcpy(stream->content, content, sizeof stream->content);
     }
     if (!stream || !table_add(server, stream)) {
@@ -404,6 +453,7 @@ static bool open_stream(struct server *server, struct session *session, const st
         return false;
     }
     attach(stream, session, head);
+    set_aside(server, stream, kept);
     (*request)->engine.job = stream->job;
     enum status st = engine_thread_submit(server->engine, request);
     if (st != STATUS_OK) {
@@ -543,30 +593,82 @@ static bool grow(void **items, uint32_t *capacity, uint64_t count, uint64_t more
     return true;
 }
 
-static bool append_row(struct stream *stream, const struct engine_event *event)
+static uint8_t *put_part(uint8_t *at, const void *from, size_t size)
 {
-    struct stream_row end = stream->row_count ? stream->rows[stream->row_count - 1] : (struct stream_row){0, 0};
-    if (event->first != end.ids_end || event->count > UINT16_MAX)
+    if (size)
+        memcpy(at, from, size);
+    return at + size;
+}
+
+/* Keeps `count` tokens of an event, from number `at` of them on, as one row. */
+static bool append_row(struct stream *stream, const struct engine_event *event, uint16_t choice, uint32_t at,
+                       uint32_t count)
+{
+    uint32_t start = stream->row_count ? stream->rows[stream->row_count - 1].end : 0;
+    uint32_t alternatives = event->alternative_ids ? event->alternatives : 0;
+    size_t column = count * sizeof(uint32_t), values = column * alternatives, all = at * (size_t)alternatives;
+    size_t size = column * (event->logprobs ? 2 : 1) + 2 * values + event->text_size;
+    if (event->first + at != stream->due[choice] || alternatives > WIRE_ALTERNATIVES_MAX ||
+        size > WIRE_TOKENS_BYTES_MAX - WIRE_BATCH_RESERVE_BYTES)
         return false;
-    if (!grow((void **)&stream->ids, &stream->ids_capacity, end.ids_end, event->count, sizeof *stream->ids) ||
-        !grow((void **)&stream->text, &stream->text_capacity, end.text_end, event->text_size, 1) ||
+    if (!grow((void **)&stream->bytes, &stream->bytes_capacity, start, size, 1) ||
         !grow((void **)&stream->rows, &stream->rows_capacity, stream->row_count, 1, sizeof *stream->rows))
         return false;
-    if (event->count)
-        memcpy(stream->ids + end.ids_end, event->ids, event->count * sizeof *event->ids);
-    if (event->text_size)
-        memcpy(stream->text + end.text_end, event->text, event->text_size);
-    stream->rows[stream->row_count++] =
-        (struct stream_row){end.ids_end + event->count, end.text_end + (uint32_t)event->text_size};
+    uint8_t *to = put_part(stream->bytes + start, event->ids + at, column);
+    if (event->logprobs)
+        to = put_part(to, event->logprobs + at, column);
+    if (alternatives) {
+        to = put_part(to, event->alternative_ids + all, values);
+        to = put_part(to, event->alternative_logprobs + all, values);
+    }
+    (void)put_part(to, event->text, event->text_size);
+    stream->rows[stream->row_count++] = (struct stream_row){
+        .end = start + (uint32_t)size,
+        .first = event->first + at,
+        .text_bytes = (uint32_t)event->text_size,
+        .count = (uint16_t)count,
+        .choice = (uint8_t)choice,
+        .alternatives = (uint8_t)alternatives,
+        .logprobs = event->logprobs != NULL,
+    };
+    stream->due[choice] += count;
     stream->session->dirty = true;
+    return true;
+}
+
+static bool take_tokens(struct stream *stream, const struct engine_event *event)
+{
+    if (event->count == 0 && event->text_size == 0)
+        return true;
+    if (event->choice >= stream->choices || event->count > UINT16_MAX ||
+        !append_row(stream, event, (uint16_t)event->choice, 0, event->count))
+        return false;
+    stream->released += event->count;
+    return true;
+}
+
+/* In rows of one size, so that a request that ran twice repeats the same ones. */
+static bool take_prompt(struct stream *stream, const struct engine_event *event)
+{
+    if (!event->logprobs || event->text_size)
+        return event->count == 0;
+    for (uint32_t at = 0; at < event->count; at += PROMPT_ROW_TOKENS) {
+        uint32_t left = event->count - at;
+        if (!append_row(stream, event, WIRE_CHOICE_PROMPT, at, left < PROMPT_ROW_TOKENS ? left : PROMPT_ROW_TOKENS))
+            return false;
+    }
     return true;
 }
 
 static void on_job(struct server *server, struct stream *stream, const struct engine_event *event)
 {
     switch (event->kind) {
+    case ENGINE_PROMPT:
+        if (!take_prompt(stream, event))
+            stream_abort(server, stream, WIRE_ERROR_INTERNAL, "log probabilities of the prompt could not be kept");
+        break;
     case ENGINE_TOKENS:
-        if ((event->count || event->text_size) && !append_row(stream, event))
+        if (!take_tokens(stream, event))
             stream_abort(server, stream, WIRE_ERROR_INTERNAL, "released tokens could not be kept");
         break;
     case ENGINE_DONE:
@@ -574,7 +676,7 @@ static void on_job(struct server *server, struct stream *stream, const struct en
         end_with_done(server, stream, event);
         break;
     case ENGINE_FAILED:
-        end_with_error(server, stream, refusal_code(event->status, WIRE_ERROR_OVER_CAPACITY), event->detail);
+        end_with_error(server, stream, refusal_code(event->status, WIRE_ERROR_OVER_CAPACITY), event->detail, 0);
         break;
     }
 }
@@ -593,7 +695,8 @@ void stream_on_engine(struct server *server, const struct engine_thread_event *e
         settle_body(stream);
         break;
     case ENGINE_THREAD_REFUSED:
-        end_with_error(server, stream, refusal_code(event->status, WIRE_ERROR_TOO_LARGE), event->detail);
+        end_with_error(server, stream, refusal_code(event->status, WIRE_ERROR_TOO_LARGE), event->detail,
+                       event->retry_after_ms);
         break;
     case ENGINE_THREAD_JOB: on_job(server, stream, &event->event); break;
     default: break;
@@ -620,19 +723,32 @@ void session_free_seen(struct server *server, struct session *session)
         stream_free(server, stream);
 }
 
+static struct wire_span span_next(const uint8_t **at, size_t size)
+{
+    struct wire_span span = wire_span_of(*at, size);
+    *at += size;
+    return span;
+}
+
 static struct wire_tokens_row row_at(const struct stream *stream, uint32_t index)
 {
-    struct stream_row from = index ? stream->rows[index - 1] : (struct stream_row){0, 0};
-    struct stream_row to = stream->rows[index];
-    return (struct wire_tokens_row){
+    const struct stream_row *row = &stream->rows[index];
+    const uint8_t *at = stream->bytes + (index ? stream->rows[index - 1].end : 0);
+    size_t column = row->count * sizeof(uint32_t), values = column * row->alternatives;
+    struct wire_tokens_row out = {
         .stream = stream->number,
-        .choice = 0,
+        .choice = row->choice,
         .attempt = stream->attempt,
-        .first = from.ids_end,
-        .count = (uint16_t)(to.ids_end - from.ids_end),
-        .ids = wire_span_of(stream->ids + from.ids_end, (to.ids_end - from.ids_end) * sizeof *stream->ids),
-        .text = wire_span_of(stream->text + from.text_end, to.text_end - from.text_end),
+        .first = row->first,
+        .count = row->count,
+        .alternatives = row->alternatives,
     };
+    out.ids = span_next(&at, column);
+    out.logprobs = span_next(&at, row->logprobs ? column : 0);
+    out.alternative_ids = span_next(&at, values);
+    out.alternative_logprobs = span_next(&at, values);
+    out.text = span_next(&at, row->text_bytes);
+    return out;
 }
 
 /* Sends what is in the batch; on failure its rows count as not sent. */
@@ -686,16 +802,16 @@ static enum status send_terminal(struct server *server, struct session *session,
             error_message(&stream->key, stream->number, stream->attempt, end->code, end->detail, end->retry_after_ms);
         return session_send(server, session, LINK_DATA, &error);
     }
-    uint8_t finish = (uint8_t)end->finish;
     struct wire_message message = {.kind = WIRE_DONE};
     message.done = (struct wire_done){
         .request_id = wire_span_of(stream->key.request_id, sizeof stream->key.request_id),
         .stream = stream->number,
         .attempt = stream->attempt,
-        .finish = wire_span_of(&finish, 1),
+        .finish = wire_span_of(end->finish, end->choices),
         .prompt_tokens = end->prompt_tokens,
         .cached_tokens = end->cached_tokens,
         .reply_tokens = end->reply_tokens,
+        .dropped_messages = end->dropped_messages,
         .queue_us = end->queue_us,
         .prefill_us = end->prefill_us,
         .decode_us = end->decode_us,
@@ -703,7 +819,7 @@ static enum status send_terminal(struct server *server, struct session *session,
         .numerics_id = wire_span_of(server->info->numerics_id, sizeof server->info->numerics_id),
         .cache_id = wire_span_of(server->cache_id, sizeof server->cache_id),
         .epoch = stream->epoch,
-        .released = stream->row_count ? stream->rows[stream->row_count - 1].ids_end : 0,
+        .released = stream->released,
     };
     return session_send(server, session, LINK_DATA, &message);
 }

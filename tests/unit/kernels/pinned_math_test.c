@@ -115,7 +115,7 @@ static void rope_frequencies_agree_with_angles(void **state)
     (void)state;
     double frequency[32];
     float cosine[32], sine[32], one_cosine, one_sine;
-    rope_frequencies(10000.0, 64, frequency);
+    rope_frequencies(&(struct rope){.base = 10000.0, .scale = 1.0, .dim = 64, .pairs = 32}, frequency);
     assert_true(frequency[0] == 1.0);
     for (unsigned pair = 0; pair < 32; pair++) {
         pinned_rope_angle(10000.0, pair, 64, 1, &one_cosine, &one_sine);

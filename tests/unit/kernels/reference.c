@@ -26,25 +26,95 @@ uint32_t random_below(struct random *random, uint32_t bound)
     return (uint32_t)(((uint64_t)random_next(random) * bound) >> 32);
 }
 
-bool reference_quantize_row(const float *x, size_t columns, int8_t *q, float *scale)
+void random_row(struct random *random, unsigned kind, float *x, size_t count)
 {
-    float absmax = 0;
+    for (size_t i = 0; i < count; i++)
+        switch (kind) {
+        case 0: x[i] = random_float(random, 3.0f); break;
+        case 1: x[i] = ldexpf(random_float(random, 1.0f), (int)random_below(random, 60) - 30); break;
+        case 2: x[i] = (float)((int)random_below(random, 509) - 254) * 0.5f; break;
+        case 3: x[i] = random_float(random, 0x1p-127f); break;
+        case 4: x[i] = i == count / 2 ? 1e6f : random_float(random, 1.0f); break;
+        case 5: x[i] = i % 2 ? -0.0f : 0.0f; break;
+        case 6: x[i] = random_float(random, 0x1p-98f); break;
+        default: x[i] = random_float(random, 1e17f); break;
+        }
+    if (kind == 2 && count > 1)
+        x[count - 1] = 127.0f;     /* the scale becomes 1: halves are ties */
+}
+
+/* Negative if one of them is not finite. */
+static float absmax(const float *x, size_t columns)
+{
+    float largest = 0;
     for (size_t i = 0; i < columns; i++) {
         if (!isfinite(x[i]))
-            return false;
-        if (fabsf(x[i]) > absmax)
-            absmax = fabsf(x[i]);
+            return -1.0f;
+        largest = fmaxf(largest, fabsf(x[i]));
     }
-    if (absmax < 0x1p-100f) {
+    return largest;
+}
+
+bool reference_quantize_row(const float *x, size_t columns, int8_t *q, float *scale)
+{
+    float largest = absmax(x, columns);
+    if (largest < 0)
+        return false;
+    if (largest < 0x1p-100f) {
         memset(q, 0, columns);
         *scale = 1.0f;
         return true;
     }
-    *scale = absmax / 127.0f;
-    float inverse = 127.0f / absmax;
+    *scale = largest / 127.0f;
+    float inverse = 127.0f / largest;
     for (size_t i = 0; i < columns; i++)
         q[i] = (int8_t)nearbyintf(x[i] * inverse);
     return true;
+}
+
+bool reference_quantize_static_row(const float *x, size_t columns, float inverse_scale, int8_t *q)
+{
+    for (size_t i = 0; i < columns; i++) {
+        if (!isfinite(x[i]))
+            return false;
+        float rounded = nearbyintf(x[i] * inverse_scale);
+        q[i] = rounded > 127.0f ? 127 : rounded < -127.0f ? -127 : (int8_t)rounded;
+    }
+    return true;
+}
+
+bool reference_quantize_wide_row(const float *x, size_t columns, int8_t *high, int8_t *low, float *scale)
+{
+    float largest = absmax(x, columns);
+    if (largest < 0)
+        return false;
+    float inverse = 32512.0f / largest;
+    *scale = largest < 0x1p-100f ? 1.0f : largest / 32512.0f;
+    for (size_t i = 0; i < columns; i++) {
+        long n = largest < 0x1p-100f ? 0 : (long)nearbyintf(x[i] * inverse), h = 0;
+        while (n - 256 * h > 127)
+            h++;
+        while (n - 256 * h < -128)
+            h--;
+        high[i] = (int8_t)h;
+        low[i] = (int8_t)(n - 256 * h);
+    }
+    return true;
+}
+
+void reference_rotate_row(float *x, size_t columns)
+{
+    for (float *block = x; block < x + columns; block += 128) {
+        for (unsigned i = 0; i < 128; i++)
+            block[i] *= quantize_rotate_sign(i);
+        for (unsigned distance = 1; distance < 128; distance *= 2)
+            for (unsigned i = 0; i < 128; i++)
+                if (!(i & distance)) {
+                    float a = block[i], b = block[i + distance];
+                    block[i] = a + b;
+                    block[i + distance] = a - b;
+                }
+    }
 }
 
 void reference_rmsnorm_row(const float *x, const float *weight, float epsilon, size_t columns, float *out)
@@ -59,7 +129,7 @@ void reference_rmsnorm_row(const float *x, const float *weight, float epsilon, s
     float inverse = 1.0f / sqrtf(mean + epsilon);
     for (size_t i = 0; i < columns; i++) {
         float scaled = x[i] * inverse;
-        out[i] = scaled * weight[i];
+        out[i] = weight ? scaled * weight[i] : scaled;
     }
 }
 
@@ -77,16 +147,25 @@ float reference_gelu_tanh(float x)
     return (0.5f * x) * (1.0f + t);
 }
 
+float reference_softcap(float x, float cap)
+{
+    return cap * pinned_tanh(x / cap);
+}
+
 void reference_gemm(const struct gemm_int8 *gemm)
 {
     for (size_t r = 0; r < gemm->rows; r++)
         for (size_t o = 0; o < gemm->outputs; o++) {
             int64_t sum = 0;
-            for (size_t k = 0; k < gemm->depth; k++)
-                sum += (int64_t)gemm->a[r * gemm->depth + k] * gemm->w[o * gemm->depth + k];
+            for (size_t k = 0; k < gemm->depth; k++) {
+                int64_t a = gemm->a[r * gemm->depth + k];
+                if (gemm->a_low)
+                    a = 256 * a + gemm->a_low[r * gemm->depth + k];
+                sum += a * gemm->w[o * gemm->depth + k];
+            }
             float value = (float)sum * gemm->a_scale[r];
             value = value * gemm->w_scale[o];
-            float *out = &gemm->out[r * gemm->outputs + o];
+            float *out = &gemm->out[r * (gemm->out_stride ? gemm->out_stride : gemm->outputs) + o];
             *out = gemm->accumulate ? *out + value : value;
         }
 }
@@ -139,19 +218,36 @@ static int32_t dot(const int8_t *a, const int8_t *b, size_t count)
     return sum;
 }
 
-/* One row and head against the keys [low, high) of a block. */
+static bool sees(const struct attention *job, uint32_t position, uint32_t key)
+{
+    return key <= position && (!job->window || position - key < job->window || key < job->sinks);
+}
+
+static bool sees_block(const struct attention *job, uint32_t position, uint32_t block)
+{
+    for (uint32_t j = 0; j < 64; j++)
+        if (sees(job, position, block * 64 + j))
+            return true;
+    return false;
+}
+
+/* One row and head against the keys of a block that the row sees. */
 static void attend_block(struct state *unit, const struct attention *job, const int8_t *q, float q_scale, struct keys keys,
-                         uint32_t low, uint32_t high)
+                         uint32_t position, uint32_t block)
 {
     float s[64], e[64], a[64], top = -INFINITY, peak = 0;
-    for (uint32_t j = low; j < high; j++) {
+    for (uint32_t j = 0; j < 64; j++) {
+        if (!sees(job, position, block * 64 + j))
+            continue;
         s[j] = (float)dot(q, keys.k + j * job->dim, job->dim) * q_scale;
         s[j] = s[j] * keys.k_scale[j];
         if (s[j] > top)
             top = s[j];
     }
     int32_t sum = 0, o[512] = {0};
-    for (uint32_t j = low; j < high; j++) {
+    for (uint32_t j = 0; j < 64; j++) {
+        if (!sees(job, position, block * 64 + j))
+            continue;
         e[j] = pinned_exp2(s[j] - top);
         sum += (int32_t)nearbyintf(65536.0f * e[j]);
         a[j] = e[j] * keys.v_scale[j];
@@ -159,7 +255,9 @@ static void attend_block(struct state *unit, const struct attention *job, const 
             peak = a[j];
     }
     float inverse = 255.0f / peak;
-    for (uint32_t j = low; j < high; j++) {
+    for (uint32_t j = 0; j < 64; j++) {
+        if (!sees(job, position, block * 64 + j))
+            continue;
         int32_t p = (int32_t)nearbyintf(a[j] * inverse);
         for (size_t d = 0; d < job->dim; d++)
             o[d] += p * keys.v[d * 64 + j];
@@ -172,20 +270,15 @@ static void attend_row(const struct attention *job, size_t row, size_t head)
     size_t dim = job->dim, kv_head = head / (job->heads / job->kv_heads);
     const int8_t *q = job->q + (row * job->heads + head) * dim;
     float q_scale = job->q_scale[row * job->heads + head] * job->score_scale;
-    uint32_t last = job->start + (uint32_t)row, first = 0;
-    if (job->window && last + 1 > job->window)
-        first = last + 1 - job->window;
-
+    uint32_t position = job->start + (uint32_t)row;
     struct state unit = {0}, total = {0};
-    for (uint32_t block = 0; block * 64 <= last; block++) {
+    for (uint32_t block = 0; block * 64 <= position; block++) {
         if (block % 16 == 0 && unit.used) {
             fold(&total, unit.top, unit.sum, unit.o, NULL, 1.0f, dim);
             unit.used = false;
         }
-        uint32_t low = first > block * 64 ? first - block * 64 : 0;
-        uint32_t high = last < block * 64 + 63 ? last - block * 64 + 1 : 64;
-        if (low < 64)
-            attend_block(&unit, job, q, q_scale, keys_of(job, kv_head, block), low, high);
+        if (sees_block(job, position, block))
+            attend_block(&unit, job, q, q_scale, keys_of(job, kv_head, block), position, block);
     }
     fold(&total, unit.top, unit.sum, unit.o, NULL, 1.0f, dim);
     float inverse = 1.0f / total.sum;
@@ -206,13 +299,14 @@ void reference_attention_exact(const struct attention *job, double *out)
     for (size_t row = 0; row < job->rows; row++)
         for (size_t head = 0; head < job->heads; head++) {
             uint32_t last = job->start + (uint32_t)row;
-            uint32_t first = job->window && last + 1 > job->window ? last + 1 - job->window : 0;
             const int8_t *q = job->q + (row * job->heads + head) * dim;
             double scale = (double)job->q_scale[row * job->heads + head] * job->score_scale, top = -INFINITY, sum = 0;
             double *o = out + (row * job->heads + head) * dim;
             memset(o, 0, dim * sizeof *o);
             for (int pass = 0; pass < 2; pass++)
-                for (uint32_t j = first; j <= last; j++) {
+                for (uint32_t j = 0; j <= last; j++) {
+                    if (!sees(job, last, j))
+                        continue;
                     struct keys keys = keys_of(job, head / (job->heads / job->kv_heads), j / 64);
                     double s = dot(q, keys.k + j % 64 * dim, dim) * scale * keys.k_scale[j % 64];
                     if (pass == 0) {

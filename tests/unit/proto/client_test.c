@@ -57,7 +57,7 @@ static void on_end(void *user, struct client_call *call, const struct client_end
     atomic_fetch_add(&reply->ends, 1);
 }
 
-static const struct client_callbacks callbacks = {on_tokens, on_end};
+static const struct client_callbacks callbacks = {.on_tokens = on_tokens, .on_end = on_end};
 
 static struct client *connect_to(struct fake_router *first, struct fake_router *second)
 {
@@ -775,7 +775,7 @@ static void generate_in_on_end(void *user, struct client_call *call, const struc
     struct client_message message = {WIRE_MESSAGE_USER, NULL, "hi", 2};
     struct client_request request = {
         .conversation = "happy", .messages = &message, .message_count = 1, .deadline_ms = 10000};
-    struct client_callbacks next = {on_tokens, generate_in_on_end};
+    struct client_callbacks next = {.on_tokens = on_tokens, .on_end = generate_in_on_end};
     (void)call;
     (void)end;
     if (client_generate(reply->client, &request, &next, reply, &again) == STATUS_OK) {
@@ -833,7 +833,7 @@ static void test_threads_and_chains(void **state)
     struct client_message message = {WIRE_MESSAGE_USER, NULL, "hi", 2};
     struct client_request request = {
         .conversation = "short-lived", .messages = &message, .message_count = 1, .deadline_ms = 200};
-    struct client_callbacks next = {NULL, generate_in_on_end};
+    struct client_callbacks next = {.on_end = generate_in_on_end};
     assert_int_equal(client_generate(client, &request, &next, &chain, &call), STATUS_OK);
     client_call_release(&call);
     for (unsigned i = 0; i < 3; i++)

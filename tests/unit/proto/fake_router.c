@@ -311,34 +311,45 @@ void fake_send_ack(struct fake_router *router, const struct fake_request *reques
     fake_send_ref(router, request, WIRE_ACK);
 }
 
-void fake_send_tokens(struct fake_router *router, const struct fake_request *request, uint32_t first, unsigned count,
-                      const char *text)
+void fake_send_row(struct fake_router *router, const struct fake_request *request, struct wire_tokens_row row)
 {
-    uint8_t ids[4 * 64] = {0};
     struct wire_batch *batch;
     assert_int_equal(wire_batch_create(&batch), STATUS_OK);
-    for (unsigned i = 0; i < count; i++)
-        ids[4 * i] = (uint8_t)(first + i); /* token ids are their sequence numbers */
-    struct wire_tokens_row row = {.stream = request->stream,
-                                  .attempt = request->attempt,
-                                  .first = first,
-                                  .count = (uint16_t)count,
-                                  .ids = wire_span_of(ids, 4 * (size_t)count),
-                                  .text = wire_span_str(text)};
+    row.stream = request->stream;
+    row.attempt = request->attempt;
     assert_int_equal(wire_batch_add(batch, &row), STATUS_OK);
     struct wire_span frame = wire_batch_take(batch);
     fake_send_raw(router, request, frame.data, frame.size);
     wire_batch_destroy(&batch);
 }
 
+void fake_send_tokens(struct fake_router *router, const struct fake_request *request, uint32_t first, unsigned count,
+                      const char *text)
+{
+    uint8_t ids[4 * 64] = {0};
+    for (unsigned i = 0; i < count; i++)
+        ids[4 * i] = (uint8_t)(first + i); /* token ids are their sequence numbers */
+    fake_send_row(router, request,
+                  (struct wire_tokens_row){.first = first,
+                                           .count = (uint16_t)count,
+                                           .ids = wire_span_of(ids, 4 * (size_t)count),
+                                           .text = wire_span_str(text)});
+}
+
 void fake_send_done(struct fake_router *router, const struct fake_request *request, uint32_t released)
 {
     static const uint8_t finish[] = {WIRE_FINISH_LENGTH};
+    fake_send_done_of(router, request, wire_span_of(finish, 1), released);
+}
+
+void fake_send_done_of(struct fake_router *router, const struct fake_request *request, struct wire_span finish,
+                       uint32_t released)
+{
     struct wire_message message = {.kind = WIRE_DONE};
     message.done = (struct wire_done){.request_id = wire_span_of(request->id, WIRE_ID_BYTES),
                                       .stream = request->stream,
                                       .attempt = request->attempt,
-                                      .finish = wire_span_of(finish, 1),
+                                      .finish = finish,
                                       .prompt_tokens = 11,
                                       .cached_tokens = 7,
                                       .reply_tokens = released,
@@ -348,7 +359,8 @@ void fake_send_done(struct fake_router *router, const struct fake_request *reque
                                       .route_us = 4,
                                       .worker = wire_span_str("worker-9"),
                                       .route = wire_span_str("owner"),
-                                      .released = released};
+                                      .released = released,
+                                      .dropped_messages = 2};
     fake_send(router, request, false, &message);
 }
 

@@ -53,7 +53,12 @@ void fake_send_raw(struct fake_router *router, const struct fake_request *reques
 void fake_send_ack(struct fake_router *router, const struct fake_request *request);
 void fake_send_tokens(struct fake_router *router, const struct fake_request *request, uint32_t first, unsigned count,
                       const char *text);
+/* A row whose stream and attempt are the request's. */
+void fake_send_row(struct fake_router *router, const struct fake_request *request, struct wire_tokens_row row);
 void fake_send_done(struct fake_router *router, const struct fake_request *request, uint32_t released);
+/* Of several choices, one finish each. The prompt has 11 tokens. */
+void fake_send_done_of(struct fake_router *router, const struct fake_request *request, struct wire_span finish,
+                       uint32_t released);
 void fake_send_error(struct fake_router *router, const struct fake_request *request, enum wire_error_code code,
                      uint32_t retry_after_ms);
 void fake_send_ref(struct fake_router *router, const struct fake_request *request, enum wire_kind kind);

@@ -114,6 +114,7 @@ struct wire_message wire_sample(enum wire_kind kind)
                          .bias_ids = BYTES(column_u32),
                          .bias_values = BYTES(floats),
                          .logprobs = 5,
+                         .token_logprobs = true,
                          .prompt_logprobs = true},
             .reply_name = s("OPHELIA"),
             .history = BYTES(digest_a),
@@ -126,24 +127,34 @@ struct wire_message wire_sample(enum wire_kind kind)
         static const uint8_t router[] = {0, 0, 0, 0, 3, 0, 0, 0}, first[] = {10, 0, 0, 0, 0, 1, 0, 0},
                              count[] = {2, 0, 1, 0};
         static const uint8_t text_bytes[] = {5, 0, 0, 0, 3, 0, 0, 0};
-        m.tokens = (struct wire_tokens){2,
-                                        BYTES(stream),
-                                        BYTES(choice),
-                                        BYTES(client),
-                                        BYTES(router),
-                                        BYTES(first),
-                                        BYTES(count),
-                                        BYTES(column_u32),
-                                        BYTES(text_bytes),
-                                        s("to be\xe2\x82\xac"),
-                                        BYTES(floats)};
+        static const uint8_t alternatives[] = {2, 1};
+        static const uint8_t alternative_ids[] = {1, 0, 0, 0, 9, 0, 0, 0, 2, 1, 0, 0, 1, 0, 0, 0, 7, 0, 0, 0};
+        static const uint8_t alternative_logprobs[] = {0, 0, 0, 0x80, 0,    0,    0,    0xbf, 0, 0,
+                                                       0, 0xc0, 0, 0, 0x80, 0xff, 0, 0, 0x40, 0xc0};
+        m.tokens = (struct wire_tokens){
+            .row_count = 2,
+            .stream = BYTES(stream),
+            .choice = BYTES(choice),
+            .attempt_client = BYTES(client),
+            .attempt_router = BYTES(router),
+            .first = BYTES(first),
+            .count = BYTES(count),
+            .ids = BYTES(column_u32),
+            .text_bytes = BYTES(text_bytes),
+            .text = s("to be\xe2\x82\xac"),
+            .logprobs = BYTES(floats),
+            .alternatives = BYTES(alternatives),
+            .alternative_ids = BYTES(alternative_ids),
+            .alternative_logprobs = BYTES(alternative_logprobs), /* -0, -0.5, -2, -infinity, -3 */
+        };
         break;
     }
     case WIRE_DONE: {
         static const uint8_t finish[] = {WIRE_FINISH_STOP, WIRE_FINISH_LENGTH, WIRE_FINISH_STOP_STRING};
         m.done =
             (struct wire_done){BYTES(id_a), 7,  {1, 2},        BYTES(finish),   5600,        5500,       140,  10, 20,
-                               30,          40, s("worker-3"), BYTES(digest_b), BYTES(id_d), s("owner"), true, 9,  140};
+                               30,          40, s("worker-3"), BYTES(digest_b), BYTES(id_d), s("owner"), true, 9,  140,
+                               6};
         break;
     }
     case WIRE_ERROR:
@@ -175,5 +186,18 @@ struct wire_message wire_sample(enum wire_kind kind)
         break;
     case WIRE_KIND_COUNT: break;
     }
+    return m;
+}
+
+struct wire_message wire_sample_first(enum wire_kind kind)
+{
+    struct wire_message m = wire_sample(kind);
+    const struct wire_span none = {NULL, 0};
+    if (kind == WIRE_BODY)
+        m.body.sampling.token_logprobs = false;
+    if (kind == WIRE_TOKENS)
+        m.tokens.alternatives = m.tokens.alternative_ids = m.tokens.alternative_logprobs = none;
+    if (kind == WIRE_DONE)
+        m.done.dropped_messages = 0;
     return m;
 }

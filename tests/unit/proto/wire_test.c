@@ -91,7 +91,7 @@ static enum status decode_exact(const void *data, size_t size)
     if (st == STATUS_OK) {
         struct buffer again = encoded(&message);
         if (message.kind == WIRE_TOKENS) {
-            struct wire_tokens_cursor cursor = {0, 0, 0};
+            struct wire_tokens_cursor cursor = {0};
             struct wire_tokens_row row;
             unsigned rows = 0;
             while (wire_tokens_next(&message.tokens, &cursor, &row))
@@ -205,7 +205,7 @@ static void test_fields_of_head_and_body(void **state)
     assert_true(wire_span_equal(p->sampling.stops[1], q->sampling.stops[1]));
     assert_true(wire_span_equal(p->sampling.bias_values, q->sampling.bias_values));
     assert_int_equal(p->sampling.logprobs, q->sampling.logprobs);
-    assert_true(q->sampling.prompt_logprobs && q->truncate);
+    assert_true(q->sampling.token_logprobs && q->sampling.prompt_logprobs && q->truncate);
     assert_true(wire_span_equal(p->reply_name, q->reply_name));
     assert_true(wire_span_equal(p->history, q->history));
     wire_message_free(&back);
@@ -242,39 +242,50 @@ static void test_defaults(void **state)
     free(b.data);
 }
 
-/* frames/v1_<kind>.bin: written once by this program with ROOST_WRITE_FRAMES=1, never changed afterwards. */
+static void check_kept_frame(const struct wire_message *sample, const char *prefix)
+{
+    const char *source = getenv("ROOST_SOURCE_DIR");
+    char path[4096];
+    struct wire_message kept;
+    struct buffer b = encoded(sample);
+    assert_non_null(source);
+    snprintf(path, sizeof path, "%s/tests/unit/proto/frames/%s_%s.bin", source, prefix, wire_kind_name(sample->kind));
+    FILE *out = getenv("ROOST_WRITE_FRAMES") ? fopen(path, "wbx") : NULL; /* those that are there stay */
+    if (out) {
+        assert_int_equal(fwrite(b.data, 1, b.size, out), b.size);
+        assert_int_equal(fclose(out), 0);
+    }
+    uint8_t frame[65536];
+    FILE *in = fopen(path, "rb");
+    if (!in)
+        fail_msg("%s is missing", path);
+    size_t size = fread(frame, 1, sizeof frame, in);
+    assert_int_equal(fclose(in), 0);
+    if (wire_decode(frame, size, &kept) != STATUS_OK)
+        fail_msg("%s: %s", path, status_detail());
+    assert_int_equal(kept.kind, sample->kind);
+    struct buffer again = encoded(&kept);
+    assert_int_equal(again.size, b.size);
+    assert_memory_equal(again.data, b.data, b.size);
+    wire_message_free(&kept);
+    free(again.data);
+    free(b.data);
+}
+
+/* frames/v1_<kind>.bin, and frames/v1b_<kind>.bin of kinds that have grown since: written once by this program with
+ * ROOST_WRITE_FRAMES=1, never changed afterwards. */
 static void test_kept_frames(void **state)
 {
     (void)state;
-    const char *source = getenv("ROOST_SOURCE_DIR");
-    assert_non_null(source);
+    static const enum wire_kind grown[] = {WIRE_BODY, WIRE_TOKENS, WIRE_DONE};
+    for (size_t i = 0; i < sizeof grown / sizeof *grown; i++) {
+        struct wire_message sample = wire_sample(grown[i]);
+        check_kept_frame(&sample, "v1b");
+    }
     FOR_EACH_KIND(kind)
     {
-        char path[4096];
-        struct wire_message sample = wire_sample(kind), kept;
-        struct buffer b = encoded(&sample);
-        snprintf(path, sizeof path, "%s/tests/unit/proto/frames/v1_%s.bin", source, wire_kind_name(kind));
-        if (getenv("ROOST_WRITE_FRAMES")) {
-            FILE *out = fopen(path, "wbx");
-            assert_non_null(out);
-            assert_int_equal(fwrite(b.data, 1, b.size, out), b.size);
-            assert_int_equal(fclose(out), 0);
-        }
-        uint8_t frame[65536];
-        FILE *in = fopen(path, "rb");
-        if (!in)
-            fail_msg("%s is missing", path);
-        size_t size = fread(frame, 1, sizeof frame, in);
-        assert_int_equal(fclose(in), 0);
-        if (wire_decode(frame, size, &kept) != STATUS_OK)
-            fail_msg("%s: %s", path, status_detail());
-        assert_int_equal(kept.kind, kind);
-        struct buffer again = encoded(&kept);
-        assert_int_equal(again.size, b.size);
-        assert_memory_equal(again.data, b.data, b.size);
-        wire_message_free(&kept);
-        free(again.data);
-        free(b.data);
+        struct wire_message sample = wire_sample_first(kind);
+        check_kept_frame(&sample, "v1");
     }
 }
 
@@ -699,9 +710,9 @@ static void test_numbers(void **state)
         {offsetof(struct wire_sampling, temperature), 0, 100, -0.001f, 100.1f},
         {offsetof(struct wire_sampling, top_p), 0, 1, -0.1f, 2},
         {offsetof(struct wire_sampling, min_p), 0, 1, -0.1f, 1.1f},
-        {offsetof(struct wire_sampling, repetition_penalty), 0.01f, 100, 0.001f, 101},
-        {offsetof(struct wire_sampling, presence_penalty), -100, 100, -101, 101},
-        {offsetof(struct wire_sampling, frequency_penalty), -100, 100, -101, 101},
+        {offsetof(struct wire_sampling, repetition_penalty), 0.01f, 10, 0.001f, 10.1f},
+        {offsetof(struct wire_sampling, presence_penalty), -10, 10, -10.1f, 10.1f},
+        {offsetof(struct wire_sampling, frequency_penalty), -10, 10, -10.1f, 10.1f},
     };
     for (size_t i = 0; i < sizeof ranges / sizeof *ranges; i++) {
         const float values[] = {
@@ -792,15 +803,14 @@ static void test_columns_that_disagree(void **state)
     struct wire_message m = wire_sample(WIRE_TOKENS);
     struct wire_span *columns[] = {
         &m.tokens.stream, &m.tokens.choice, &m.tokens.attempt_client, &m.tokens.attempt_router, &m.tokens.first,
-        &m.tokens.count,  &m.tokens.ids,    &m.tokens.text_bytes,     &m.tokens.text,           &m.tokens.logprobs};
+        &m.tokens.count,  &m.tokens.ids,    &m.tokens.text_bytes,     &m.tokens.text,           &m.tokens.logprobs,
+        &m.tokens.alternatives, &m.tokens.alternative_ids, &m.tokens.alternative_logprobs};
     for (size_t i = 0; i < sizeof columns / sizeof *columns; i++) {
         size_t whole = columns[i]->size;
         for (size_t size = 0; size < whole; size++) {
             columns[i]->size = size;
             enum status st = decode_message(&m);
-            if (columns[i] == &m.tokens.logprobs && size == 0)
-                assert_int_equal(st, STATUS_OK);
-            else if (st != STATUS_INVALID)
+            if (st != STATUS_INVALID)
                 fail_msg("column %zu of %zu instead of %zu bytes: %s", i, size, whole, status_name(st));
         }
         columns[i]->size = whole;
@@ -822,13 +832,17 @@ static void test_columns_that_disagree(void **state)
     m.tokens.first = wire_span_of(last, 8);
     assert_int_equal(decode_message(&m), STATUS_INVALID);
     m = wire_sample(WIRE_TOKENS);
-    static const uint8_t none[] = {3, 0, 0, 0}; /* three tokens in the first row, text without tokens in the second */
+    static const uint8_t none[] = {3, 0, 0, 0}; /* three tokens in the first row, only text in the second: the end of a choice */
+    m = wire_sample_first(WIRE_TOKENS);
     m.tokens.count = wire_span_of(none, 4);
-    assert_int_equal(decode_message(&m), STATUS_INVALID);
+    assert_int_equal(decode_message(&m), STATUS_OK);
     m = wire_sample(WIRE_TOKENS);
-    static const uint8_t choice[] = {0, 0, 16, 0};
+    static const uint8_t choice[] = {0, 0, 17, 0};
     m.tokens.choice = wire_span_of(choice, 4);
     assert_int_equal(decode_message(&m), STATUS_INVALID);
+    m = wire_sample_first(WIRE_TOKENS); /* log probabilities may be left out altogether */
+    m.tokens.logprobs.size = 0;
+    assert_int_equal(decode_message(&m), STATUS_OK);
 
     struct wire_message lease = wire_sample(WIRE_LEASE);
     lease.lease.credit_streams.size -= 4;
@@ -851,6 +865,50 @@ static void test_columns_that_disagree(void **state)
     assert_int_equal(decode_message(&body), STATUS_INVALID);
     body.body.prompt_ids.size = 0; /* neither */
     assert_int_equal(decode_message(&body), STATUS_INVALID);
+}
+
+static void test_alternatives_that_disagree(void **state)
+{
+    (void)state;
+    struct wire_message m = wire_sample(WIRE_TOKENS);
+    assert_int_equal(decode_message(&m), STATUS_OK);
+    static const uint8_t many[] = {0, 21}, other[] = {1, 2}, twenty[] = {0, 20};
+    static uint8_t zeros[80];
+    m.tokens.alternatives = wire_span_of(many, 2);
+    m.tokens.alternative_ids = m.tokens.alternative_logprobs = wire_span_of(zeros, 80);
+    assert_int_equal(decode_message(&m), STATUS_INVALID);
+    m.tokens.alternatives = wire_span_of(twenty, 2);
+    assert_int_equal(decode_message(&m), STATUS_OK);
+    m = wire_sample(WIRE_TOKENS);
+    m.tokens.alternatives = wire_span_of(other, 2); /* 2 * 1 + 1 * 2 are four, not five */
+    assert_int_equal(decode_message(&m), STATUS_INVALID);
+    m = wire_sample(WIRE_TOKENS);
+    static const uint8_t not_a_number[20] = {0, 0, 0xc0, 0x7f};
+    m.tokens.alternative_logprobs = wire_span_of(not_a_number, 20);
+    assert_int_equal(decode_message(&m), STATUS_INVALID);
+    m = wire_sample(WIRE_TOKENS); /* values and no rows that have them */
+    m.tokens.alternatives.size = 0;
+    assert_int_equal(decode_message(&m), STATUS_INVALID);
+}
+
+static void test_rows_of_the_prompt(void **state)
+{
+    (void)state;
+    static const uint8_t choice[] = {0, 0, 16, 0}, less[] = {8, 0, 0, 0, 0, 0, 0, 0};
+    struct wire_message m = wire_sample(WIRE_TOKENS);
+    m.tokens.choice = wire_span_of(choice, 4);
+    assert_int_equal(decode_message(&m), STATUS_INVALID); /* it has text */
+    m.tokens.text_bytes = wire_span_of(less, 8);
+    assert_int_equal(decode_message(&m), STATUS_OK);
+    m = wire_sample_first(WIRE_TOKENS);
+    m.tokens.choice = wire_span_of(choice, 4);
+    m.tokens.text_bytes = wire_span_of(less, 8);
+    assert_int_equal(decode_message(&m), STATUS_OK);
+    m.tokens.logprobs.size = 0; /* nothing to tell */
+    assert_int_equal(decode_message(&m), STATUS_INVALID);
+    static const uint8_t of_others[12] = {0, 0, 0, 0x80, 0, 0, 0, 0x80, 0, 0, 0xc0, 0x7f}; /* -0, -0, NaN */
+    m.tokens.logprobs = wire_span_of(of_others, 12);
+    assert_int_equal(decode_message(&m), STATUS_INVALID);
 }
 
 static void test_column_reading(void **state)
@@ -888,7 +946,7 @@ static struct wire_tokens_row make_row(unsigned i, const uint8_t *ids, unsigned 
 static unsigned read_back(struct wire_span frame, unsigned at, const uint8_t *ids, const char *text)
 {
     struct wire_message message;
-    struct wire_tokens_cursor cursor = {0, 0, 0};
+    struct wire_tokens_cursor cursor = {0};
     struct wire_tokens_row row;
     assert_true(frame.size <= WIRE_TOKENS_BYTES_MAX);
     assert_int_equal(wire_decode(frame.data, frame.size, &message), STATUS_OK);
@@ -982,9 +1040,11 @@ static void test_batch_limits(void **state)
     row = make_row(0, ids, 2, text, 10);
     row.ids.size = 4;
     assert_int_equal(wire_batch_add(batch, &row), STATUS_INVALID);
-    row = make_row(0, ids, 0, text, 10); /* a repeat of it could not be told */
-    assert_int_equal(wire_batch_add(batch, &row), STATUS_INVALID);
     assert_true(wire_batch_empty(batch));
+    row = make_row(0, ids, 0, text, 10); /* text after the last token */
+    assert_int_equal(wire_batch_add(batch, &row), STATUS_OK);
+    frame = wire_batch_take(batch);
+    assert_int_equal(decode_exact(frame.data, frame.size), STATUS_OK);
     wire_batch_destroy(&batch);
 }
 
@@ -1003,15 +1063,14 @@ static void test_batch_logprobs(void **state)
     }
     struct wire_span frame = wire_batch_take(batch);
     struct wire_message message;
-    struct wire_tokens_cursor cursor = {0, 0, 0};
+    struct wire_tokens_cursor cursor = {0};
     struct wire_tokens_row row;
     assert_int_equal(wire_decode(frame.data, frame.size, &message), STATUS_OK);
     for (unsigned i = 0; wire_tokens_next(&message.tokens, &cursor, &row); i++) {
-        assert_int_equal(row.logprobs.size, 8);
-        uint32_t bits = wire_u32_at(row.logprobs, 1);
-        float value;
-        memcpy(&value, &bits, 4);
-        assert_true(i == 1 ? value == -2 : isnan(value));
+        assert_true(isnan(wire_f32_at(message.tokens.logprobs, 2 * i)) == (i != 1));
+        assert_int_equal(row.logprobs.size, i == 1 ? 8 : 0); /* NaN: it did not ask */
+        if (i == 1)
+            assert_true(wire_f32_at(row.logprobs, 1) == -2);
     }
     assert_int_equal(cursor.row, 3);
     wire_message_free(&message);
@@ -1021,6 +1080,61 @@ static void test_batch_logprobs(void **state)
     assert_int_equal(wire_decode(frame.data, frame.size, &message), STATUS_OK);
     assert_int_equal(message.tokens.logprobs.size, 0);
     wire_message_free(&message);
+    wire_batch_destroy(&batch);
+}
+
+/* Rows with and without alternatives in one frame; the split counts their bytes. */
+static void test_batch_alternatives(void **state)
+{
+    (void)state;
+    static uint8_t values[4 * 300 * 20];
+    struct wire_batch *batch = NULL;
+    uint32_t added = 0, seen = 0, frames = 0;
+    for (size_t i = 0; i < sizeof values; i += 4)
+        values[i] = (uint8_t)(i / 4), values[i + 3] = 0x40;
+    assert_int_equal(wire_batch_create(&batch), STATUS_OK);
+    while (seen < 40) {
+        unsigned alternatives = added % 3 ? 20 : 0, count = added % 5 ? 300 : 0;
+        struct wire_tokens_row row = make_row(added, values, count, "", 0);
+        row.choice = added % 2 ? WIRE_CHOICE_PROMPT : 3;
+        row.logprobs = wire_span_of(values, 4 * (size_t)count);
+        row.alternatives = (uint8_t)alternatives;
+        row.alternative_ids = row.alternative_logprobs = wire_span_of(values, 4 * (size_t)count * alternatives);
+        enum status st = added < 40 ? wire_batch_add(batch, &row) : STATUS_AGAIN;
+        added += st == STATUS_OK;
+        if (st == STATUS_OK)
+            continue;
+        assert_int_equal(st, STATUS_AGAIN);
+        struct wire_span frame = wire_batch_take(batch);
+        struct wire_message message;
+        struct wire_tokens_cursor cursor = {0};
+        assert_in_range(frame.size, 1, WIRE_TOKENS_BYTES_MAX);
+        assert_int_equal(wire_decode(frame.data, frame.size, &message), STATUS_OK);
+        for (; wire_tokens_next(&message.tokens, &cursor, &row); seen++) {
+            count = seen % 5 ? 300 : 0;
+            alternatives = seen % 3 && count ? 20 : 0;
+            assert_int_equal(row.stream, seen);
+            assert_int_equal(row.choice, seen % 2 ? WIRE_CHOICE_PROMPT : 3);
+            assert_int_equal(row.count, count);
+            assert_true(wire_span_equal(row.logprobs, wire_span_of(values, 4 * (size_t)count)));
+            assert_int_equal(count ? row.alternatives : 0, alternatives);
+            assert_true(wire_span_equal(row.alternative_ids, wire_span_of(values, 4 * (size_t)count * alternatives)));
+            assert_true(wire_span_equal(row.alternative_logprobs, row.alternative_ids));
+        }
+        wire_message_free(&message);
+        frames++;
+    }
+    assert_int_equal(added, 40);
+    assert_in_range(frames, 5, 12); /* 22 rows of 300 tokens with 20: 50 KB each */
+    struct wire_tokens_row row = make_row(0, values, 3, "abc", 3); /* alternatives need logprobs, and all their columns */
+    row.alternatives = 2;
+    row.alternative_ids = row.alternative_logprobs = wire_span_of(values, 24);
+    assert_int_equal(wire_batch_add(batch, &row), STATUS_INVALID);
+    row.logprobs = wire_span_of(values, 12);
+    row.alternative_logprobs.size = 20;
+    assert_int_equal(wire_batch_add(batch, &row), STATUS_INVALID);
+    row.alternative_logprobs.size = 24;
+    assert_int_equal(wire_batch_add(batch, &row), STATUS_OK);
     wire_batch_destroy(&batch);
 }
 
@@ -1044,10 +1158,13 @@ int main(void)
         cmocka_unit_test(test_utf8),
         cmocka_unit_test(test_numbers),
         cmocka_unit_test(test_columns_that_disagree),
+        cmocka_unit_test(test_alternatives_that_disagree),
+        cmocka_unit_test(test_rows_of_the_prompt),
         cmocka_unit_test(test_column_reading),
         cmocka_unit_test(test_batch_splits),
         cmocka_unit_test(test_batch_limits),
         cmocka_unit_test(test_batch_logprobs),
+        cmocka_unit_test(test_batch_alternatives),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

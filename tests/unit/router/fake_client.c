@@ -68,11 +68,19 @@ static void on_tokens(struct fake_client *client, const struct wire_tokens *toke
         stream->token_frames++;
         stream->attempt = row.attempt;
         for (unsigned i = 0; i < row.count; i++)
-            if (row.first != stream->tokens || wire_u32_at(row.ids, i) != row.first + i)
+            if (row.first != stream->by_choice[row.choice] || wire_u32_at(row.ids, i) != row.first + i)
                 stream->gap = true;
         if (fake_stream_ends(stream) > 0)
             stream->gap = true;
-        stream->tokens += row.count;
+        for (unsigned i = 0; i < row.logprobs.size / 4; i++)
+            stream->logprobs += wire_f32_at(row.logprobs, i) == -(float)wire_u32_at(row.ids, i) / 2;
+        for (unsigned i = 0; i < row.alternative_ids.size / 4; i++)
+            stream->alternatives +=
+                wire_u32_at(row.alternative_ids, i) == wire_u32_at(row.ids, i / row.alternatives) + i % row.alternatives;
+        stream->lasts += row.count == 0 && row.text.size > 0;
+        stream->by_choice[row.choice] += row.count;
+        if (row.choice != WIRE_CHOICE_PROMPT)
+            stream->tokens += row.count;
     }
 }
 
@@ -98,6 +106,8 @@ static void on_done(struct fake_client *client, const struct wire_done *done)
     stream->attempt = done->attempt;
     stream->route_us = done->route_us;
     stream->epoch = done->epoch;
+    stream->finishes = (unsigned)done->finish.size;
+    stream->dropped_messages = done->dropped_messages;
     copy_text(stream->route, sizeof stream->route, done->route);
     copy_text(stream->worker, sizeof stream->worker, done->worker);
     if (done->released != stream->tokens)

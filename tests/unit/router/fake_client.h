@@ -12,7 +12,11 @@ struct loop;
 
 struct fake_stream {                                    /* what came for one stream number */
     unsigned acks, token_frames, dones, errors, others; /* others: NEED_HISTORY, RESEND */
-    uint32_t tokens;                                    /* gapless so far, of choice 0 */
+    uint32_t tokens;                                    /* over all choices */
+    uint32_t by_choice[WIRE_SEQUENCES_MAX];             /* gapless so far; the last one is the prompt */
+    uint32_t logprobs, alternatives;                    /* values that came, of ids -id / 2 and id + 1 */
+    unsigned finishes, lasts;                           /* lasts: rows of text alone */
+    uint32_t dropped_messages;
     bool gap;
     struct wire_attempt attempt; /* of the last message */
     enum wire_error_code error;

@@ -200,38 +200,74 @@ void fake_worker_ack(struct fake_worker *worker, const struct fake_request *requ
     send_message(worker->control, &worker->control_peer, &ack);
 }
 
-void fake_worker_tokens(struct fake_worker *worker, const struct fake_request *request, uint32_t first, uint16_t count)
+static void send_row(struct fake_worker *worker, const struct wire_tokens_row *row)
 {
-    uint8_t ids[4 * 1024], text[1024];
-    for (unsigned i = 0; i < count; i++) {
-        uint32_t id = first + i;
-        memcpy(ids + 4 * i, &id, 4); /* little-endian, as every machine we test on */
-        text[i] = (uint8_t)('a' + id % 26);
-    }
     struct wire_batch *batch;
-    if (wire_batch_create(&batch) != STATUS_OK)
-        abort();
-    struct wire_tokens_row row = {.stream = request->stream,
-                                  .attempt = request->attempt,
-                                  .first = first,
-                                  .count = count,
-                                  .ids = wire_span_of(ids, 4 * (size_t)count),
-                                  .text = wire_span_of(text, count)};
-    if (wire_batch_add(batch, &row) != STATUS_OK)
+    if (wire_batch_create(&batch) != STATUS_OK || wire_batch_add(batch, row) != STATUS_OK)
         abort();
     struct wire_span frame = wire_batch_take(batch);
     (void)channel_send_bytes(worker->data, &worker->data_peer, frame.data, frame.size);
     wire_batch_destroy(&batch);
 }
 
+void fake_worker_tokens(struct fake_worker *worker, const struct fake_request *request, uint32_t first, uint16_t count)
+{
+    fake_worker_row(worker, request, 0, first, count, 0);
+}
+
+void fake_worker_row(struct fake_worker *worker, const struct fake_request *request, unsigned choice, uint32_t first,
+                     uint16_t count, unsigned alternatives)
+{
+    uint32_t ids[1024], others[1024]; /* little-endian, as every machine we test on */
+    float logprobs[1024], values[1024] = {0};
+    uint8_t text[1024];
+    for (unsigned i = 0; i < count; i++) {
+        ids[i] = first + i;
+        logprobs[i] = -(float)ids[i] / 2;
+        text[i] = (uint8_t)('a' + ids[i] % 26);
+        for (unsigned j = 0; j < alternatives; j++)
+            others[i * alternatives + j] = ids[i] + j;
+    }
+    size_t column = 4 * (size_t)count, table = column * alternatives;
+    struct wire_tokens_row row = {.stream = request->stream,
+                                  .attempt = request->attempt,
+                                  .choice = (uint16_t)choice,
+                                  .first = first,
+                                  .count = count,
+                                  .ids = wire_span_of(ids, column),
+                                  .text = wire_span_of(text, choice == WIRE_CHOICE_PROMPT ? 0 : count),
+                                  .logprobs = wire_span_of(logprobs, alternatives ? column : 0),
+                                  .alternatives = (uint8_t)alternatives,
+                                  .alternative_ids = wire_span_of(others, table),
+                                  .alternative_logprobs = wire_span_of(values, table)};
+    send_row(worker, &row);
+}
+
+void fake_worker_last(struct fake_worker *worker, const struct fake_request *request, unsigned choice, uint32_t first)
+{
+    struct wire_tokens_row row = {.stream = request->stream,
+                                  .attempt = request->attempt,
+                                  .choice = (uint16_t)choice,
+                                  .first = first,
+                                  .text = wire_span_str("the end")};
+    send_row(worker, &row);
+}
+
 void fake_worker_done(struct fake_worker *worker, const struct fake_request *request, uint32_t released)
 {
-    static const uint8_t finish[] = {WIRE_FINISH_STOP};
+    fake_worker_done_of(worker, request, 1, released);
+}
+
+void fake_worker_done_of(struct fake_worker *worker, const struct fake_request *request, unsigned choices,
+                         uint32_t released)
+{
+    static const uint8_t finish[WIRE_CHOICES_MAX] = {WIRE_FINISH_STOP, WIRE_FINISH_LENGTH};
     struct wire_message done = {.kind = WIRE_DONE,
                                 .done = {.request_id = id_of(request->id),
                                          .stream = request->stream,
                                          .attempt = request->attempt,
-                                         .finish = wire_span_of(finish, 1),
+                                         .finish = wire_span_of(finish, choices),
+                                         .dropped_messages = 3,
                                          .prompt_tokens = 7,
                                          .reply_tokens = released,
                                          .cache_id = id_of(worker->cache_id),

@@ -58,7 +58,14 @@ struct fake_request *fake_worker_request(struct fake_worker *worker, unsigned in
 void fake_worker_ack(struct fake_worker *worker, const struct fake_request *request);
 /* Token ids are first, first + 1, ...; the text is one letter each. */
 void fake_worker_tokens(struct fake_worker *worker, const struct fake_request *request, uint32_t first, uint16_t count);
+/* Of any choice, or WIRE_CHOICE_PROMPT; with so many alternatives, and then log probabilities. */
+void fake_worker_row(struct fake_worker *worker, const struct fake_request *request, unsigned choice, uint32_t first,
+                     uint16_t count, unsigned alternatives);
+/* Text after the last token of a choice. */
+void fake_worker_last(struct fake_worker *worker, const struct fake_request *request, unsigned choice, uint32_t first);
 void fake_worker_done(struct fake_worker *worker, const struct fake_request *request, uint32_t released);
+void fake_worker_done_of(struct fake_worker *worker, const struct fake_request *request, unsigned choices,
+                         uint32_t released);
 void fake_worker_error(struct fake_worker *worker, const struct fake_request *request, enum wire_error_code code);
 void fake_worker_wrong_owner(struct fake_worker *worker, const struct fake_request *request);
 void fake_worker_send_bytes(struct fake_worker *worker, bool data, const void *bytes, size_t size);

@@ -46,7 +46,7 @@ static void on_end(void *user, struct client_call *call, const struct client_end
 
 static struct client_call *ask(struct client *client, const char *conversation, struct outcome *outcome)
 {
-    static const struct client_callbacks callbacks = {on_tokens, on_end};
+    static const struct client_callbacks callbacks = {.on_tokens = on_tokens, .on_end = on_end};
     struct client_message message = {.role = WIRE_MESSAGE_USER, .text = "hello", .text_size = 5};
     struct client_request request = {.conversation = conversation, .messages = &message, .message_count = 1};
     struct client_call *call = NULL;

@@ -10,8 +10,8 @@
 struct job {
     struct job *next;
     uint64_t id, deadline_ms;
-    uint32_t prompt_tokens, tokens_max, made;
-    bool cancelled, running;
+    uint32_t prompt_tokens, tokens_max, made, choices, alternatives;
+    bool cancelled, running, logprobs, prompt_logprobs;
 };
 
 struct engine {
@@ -26,10 +26,12 @@ static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
 static struct {
     int permits;
     bool may_load, stuck;
-    enum status load, fail_next;
+    enum status load, fail_next, refuse_next;
+    uint32_t retry_after_ms;
     size_t text_bytes;
     unsigned cancels;
     struct engine_request last;
+    struct fake_lists lists;
 } control;
 
 static void lock(void)
@@ -88,6 +90,14 @@ void fake_engine_fail_next(enum status st)
     unlock();
 }
 
+void fake_engine_refuse_next(enum status st, uint32_t retry_after_ms)
+{
+    lock();
+    control.refuse_next = st;
+    control.retry_after_ms = retry_after_ms;
+    unlock();
+}
+
 void fake_engine_stuck(bool stuck)
 {
     lock();
@@ -108,6 +118,18 @@ void fake_engine_last(struct engine_request *out)
     lock();
     *out = control.last;
     unlock();
+}
+
+void fake_engine_last_lists(struct fake_lists *out)
+{
+    lock();
+    *out = control.lists;
+    unlock();
+}
+
+float fake_engine_logprob(uint32_t id, uint32_t alternative)
+{
+    return -(float)(id % 97) / 8 - (float)alternative;
 }
 
 uint32_t fake_engine_token(uint32_t prompt_tokens, uint32_t index)
@@ -164,8 +186,32 @@ const struct engine_info *engine_info(const struct engine *engine)
     return &engine->info;
 }
 
-enum status engine_submit(struct engine *engine, const struct engine_request *request)
+static void note_lists(const struct engine_request *request, struct fake_lists *out)
 {
+    memset(out, 0, sizeof *out);
+    for (unsigned i = 0; i < 4 && i < request->stop_id_count; i++)
+        out->stop_ids[i] = request->stop_ids[i];
+    for (unsigned i = 0; i < 4 && i < request->sampling.bias_count; i++) {
+        out->bias_ids[i] = request->sampling.bias_ids[i];
+        out->bias_values[i] = request->sampling.bias_values[i];
+    }
+    for (unsigned i = 0; i < 4 && i < request->stop_count; i++)
+        snprintf(out->stops[i], sizeof out->stops[i], "%.*s", (int)request->stop_sizes[i], request->stops[i]);
+}
+
+static enum status refused(uint32_t *retry_after_ms)
+{
+    lock();
+    enum status st = control.refuse_next;
+    *retry_after_ms = control.retry_after_ms;
+    control.refuse_next = STATUS_OK;
+    unlock();
+    return st == STATUS_OK ? STATUS_OK : STATUS_FAIL(st, "refused as the test asked");
+}
+
+enum status engine_submit(struct engine *engine, const struct engine_request *request, uint32_t *retry_after_ms)
+{
+    TRY(refused(retry_after_ms));
     uint64_t tokens = request->prompt_id_count;
     for (unsigned i = 0; i < request->message_count; i++)
         tokens += request->messages[i].text_size;
@@ -182,6 +228,10 @@ enum status engine_submit(struct engine *engine, const struct engine_request *re
     *job = (struct job){.id = request->job,
                         .deadline_ms = request->deadline_ms,
                         .prompt_tokens = (uint32_t)tokens,
+                        .choices = request->choices ? request->choices : 1,
+                        .alternatives = request->alternatives,
+                        .logprobs = request->logprobs,
+                        .prompt_logprobs = request->prompt_logprobs,
                         .tokens_max = request->tokens_max ? request->tokens_max : FAKE_CONTEXT - (uint32_t)tokens};
     struct job **last = &engine->jobs;
     while (*last)
@@ -189,6 +239,12 @@ enum status engine_submit(struct engine *engine, const struct engine_request *re
     *last = job;
     lock();
     control.last = *request;
+    note_lists(request, &control.lists);
+    control.last.stop_ids = NULL;
+    control.last.stops = NULL;
+    control.last.stop_sizes = NULL;
+    control.last.sampling.bias_ids = NULL;
+    control.last.sampling.bias_values = NULL;
     control.last.messages = NULL;
     control.last.prompt_ids = NULL;
     control.last.tenant = control.last.reply_name = NULL;
@@ -238,9 +294,50 @@ static bool take_permit(void)
     return taken;
 }
 
-static void decode(struct engine *engine, struct job *job, engine_event_fn *sink, void *user)
+/* The columns of `count` ids, into the event. */
+static void send_event(struct engine_event *event, bool logprobs, uint32_t alternatives, engine_event_fn *sink,
+                       void *user)
 {
-    uint32_t id = fake_engine_token(job->prompt_tokens, job->made);
+    size_t values = (size_t)event->count * alternatives;
+    float *own = malloc(event->count * sizeof *own + 1), *others = malloc(values * sizeof *others + 1);
+    uint32_t *ids = malloc(values * sizeof *ids + 1);
+    for (size_t i = 0; i < event->count; i++)
+        own[i] = fake_engine_logprob(event->ids[i], 0);
+    for (size_t i = 0; i < values; i++) {
+        ids[i] = event->ids[i / alternatives] + (uint32_t)(i % alternatives);
+        others[i] = fake_engine_logprob(event->ids[i / alternatives], (uint32_t)(i % alternatives));
+    }
+    if (logprobs)
+        event->logprobs = own;
+    if (logprobs && alternatives) {
+        event->alternatives = alternatives;
+        event->alternative_ids = ids;
+        event->alternative_logprobs = others;
+    }
+    sink(user, event);
+    free(own);
+    free(others);
+    free(ids);
+}
+
+static void send_prompt(struct job *job, engine_event_fn *sink, void *user)
+{
+    uint32_t *ids = malloc(job->prompt_tokens * sizeof *ids + 1);
+    for (uint32_t i = 1; i < job->prompt_tokens; i++)
+        ids[i - 1] = i;
+    struct engine_event event = {.kind = ENGINE_PROMPT, .job = job->id, .ids = ids, .count = job->prompt_tokens - 1};
+    send_event(&event, true, job->alternatives, sink, user);
+    free(ids);
+}
+
+static uint32_t length_of(const struct job *job, uint32_t choice)
+{
+    return job->tokens_max > choice ? job->tokens_max - choice : 1;
+}
+
+static void decode_choice(struct job *job, uint32_t choice, engine_event_fn *sink, void *user)
+{
+    uint32_t id = fake_engine_token(job->prompt_tokens + choice, job->made);
     char word[16];
     lock();
     size_t size = control.text_bytes;
@@ -250,26 +347,48 @@ static void decode(struct engine *engine, struct job *job, engine_event_fn *sink
         memset(text, 'x', size);
     else
         size = (size_t)snprintf(word, sizeof word, "w%u ", id);
-    sink(user, &(struct engine_event){.kind = ENGINE_TOKENS,
-                                      .job = job->id,
-                                      .first = job->made,
-                                      .ids = &id,
-                                      .count = 1,
-                                      .text = text,
-                                      .text_size = size});
+    struct engine_event event = {.kind = ENGINE_TOKENS,
+                                 .job = job->id,
+                                 .choice = choice,
+                                 .first = job->made,
+                                 .ids = &id,
+                                 .count = 1,
+                                 .text = text,
+                                 .text_size = size};
+    send_event(&event, job->logprobs, job->alternatives, sink, user);
     if (text != word)
         free(text);
+    if (FAKE_FINISH(choice) == ENGINE_FINISH_STOP_STRING && job->made + 1 == length_of(job, choice))
+        sink(user, &(struct engine_event){.kind = ENGINE_TOKENS,
+                                          .job = job->id,
+                                          .choice = choice,
+                                          .first = job->made + 1,
+                                          .text = "~",
+                                          .text_size = 1});
+}
+
+static void decode(struct engine *engine, struct job *job, engine_event_fn *sink, void *user)
+{
+    if (job->made == 0 && job->prompt_logprobs)
+        send_prompt(job, sink, user);
+    for (uint32_t choice = job->choices; choice-- > 0;)
+        if (job->made < length_of(job, choice))
+            decode_choice(job, choice, sink, user);
     if (++job->made < job->tokens_max)
         return;
     struct engine_event done = {.kind = ENGINE_DONE,
                                 .job = job->id,
-                                .finish = ENGINE_FINISH_LENGTH,
+                                .choices = job->choices,
                                 .prompt_tokens = job->prompt_tokens,
                                 .cached_tokens = 1,
-                                .reply_tokens = job->made,
+                                .dropped_messages = 4,
                                 .queue_us = 10,
                                 .prefill_us = 20,
                                 .decode_us = 30};
+    for (uint32_t choice = 0; choice < job->choices; choice++) {
+        done.finish[choice] = FAKE_FINISH(choice);
+        done.reply_tokens += length_of(job, choice);
+    }
     pop(engine, &engine->jobs);
     sink(user, &done);
 }

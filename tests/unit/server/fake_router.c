@@ -353,7 +353,10 @@ void ask_messages(const struct ask *ask, const struct router *router, struct wir
 void router_ask_raw(struct router *router, const struct wire_message *head, const void *body, size_t body_size)
 {
     uint8_t *data;
-    size_t size = encode(head, &data);
+    struct wire_message sized = *head;
+    if (sized.head.body_bytes == 0)
+        sized.head.body_bytes = (uint32_t)body_size;
+    size_t size = encode(&sized, &data);
     assert_int_equal(zmq_send(router->sockets[DATA], data, size, ZMQ_SNDMORE), size);
     assert_int_equal(zmq_send(router->sockets[DATA], body, body_size, 0), body_size);
     free(data);

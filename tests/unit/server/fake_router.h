@@ -74,6 +74,7 @@ void ask_messages(const struct ask *ask, const struct router *router, struct wir
                   struct wire_chat_message *chat, uint8_t request_id[16]);
 size_t encode(const struct wire_message *message, uint8_t **out);   /* free(*out) */
 void router_ask(struct router *router, const struct ask *ask);
+/* body_bytes 0 in the head: filled in. */
 void router_ask_raw(struct router *router, const struct wire_message *head, const void *body, size_t body_size);
 void router_cancel(struct router *router, uint8_t id, const char *tenant);
 

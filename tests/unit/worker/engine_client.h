@@ -1,5 +1,17 @@
-/* engine_client.h - collects what an engine says about its jobs, and checks its promises on the way: sequence numbers
- * without gaps, valid text, exactly one end, nothing after it. Also small conversations for the equality tests. */
+/* engine_client.h - runs requests against an engine in a test: collects what it says about each job, and checks its promises on the way:
+ * sequence numbers without gaps, valid text, no stop string, log probabilities where they were asked for, exactly one end and
+ * nothing after it.
+ *
+ *     client_setup(&client, engine);
+ *     struct client_job *job = client_ask(&client, &request);       // alone, to its end, which must be ENGINE_DONE
+ *     ...
+ *     client_submit(&client, &a, &first), client_submit(&client, &b, &second);   // or many together
+ *     client_run(&client);
+ *     assert_same_reply(first, job);                                // ids, text, ends, log probabilities and the bits of all logits
+ *     client_digest(first);                                         // all of that in 64 bits, the same on every machine
+ *     client_free(&client);
+ *
+ * Also conversations that can be continued, retried, edited and branched (struct talk). */
 #ifndef ROOST_TESTS_ENGINE_CLIENT_H
 #define ROOST_TESTS_ENGINE_CLIENT_H
 #include <stdbool.h>
@@ -7,38 +19,66 @@
 #include <stdint.h>
 #include "worker/engine/engine.h"
 
-enum { CLIENT_JOBS = 64, CLIENT_TOKENS = 4096, CLIENT_TEXT = 1 << 16, TALK_MESSAGES = 64, TALK_TEXT = 4096 };
+struct client_reply {                /* of one choice; everything owned */
+    uint32_t *ids;
+    uint32_t count, capacity;
+    char *text;                      /* with a NUL behind it */
+    size_t text_size, text_capacity;
+    float *logprobs;                 /* (count), if asked for */
+    uint32_t *alternative_ids;       /* (count, alternatives) */
+    float *alternative_logprobs;
+    uint64_t logits;                 /* digest of the bits of every row of logits that a token was drawn from, with its position */
+    uint32_t draws;
+    bool over;                       /* nothing more may come */
+};
 
-struct client_job {
+struct client_job {                  /* owned by the client; stays where it is until client_reset */
     uint64_t job;
-    uint32_t ids[CLIENT_TOKENS], count;
-    char text[CLIENT_TEXT];
-    size_t text_size;
-    bool ended;
-    struct engine_event end; /* detail points to detail */
+    uint32_t choices, alternatives;
+    bool logprobs, prompt_logprobs;
+    struct client_reply replies[ENGINE_CHOICES_MAX];
+    struct client_reply prompt;      /* ids from the second on and their log probabilities, of ENGINE_PROMPT */
+    bool prompt_seen, ended;
+    struct engine_event end;         /* detail points to `detail` */
     char detail[512];
-    unsigned end_order; /* 1: the first job that ended */
+    unsigned end_order;              /* 1: the first job that ended */
+    char stops[16][256];             /* its stop strings, cut to 255 bytes */
+    unsigned stop_count;
 };
 
 struct client {
-    struct engine *engine;   /* ref */
-    struct client_job *jobs; /* (CLIENT_JOBS), owned */
-    unsigned count, ended;
-    uint64_t last_job;
-    bool check;                                                                /* engine_check after every step */
-    void (*on_event)(struct client *client, const struct engine_event *event); /* NULL allowed */
+    struct engine *engine;           /* ref */
+    struct client_job **jobs;        /* owned, (count), in the order of their numbers */
+    unsigned count, ended, capacity;
+    uint64_t first_job, last_job;
+    uint64_t steps;
+    bool check;                      /* engine_check after every step */
+    bool digest_logits;              /* default true */
+    void (*on_event)(struct client *client, const struct engine_event *event);   /* NULL allowed */
 };
 
-void client_setup(struct client *client, struct engine *engine);
+void client_setup(struct client *client, struct engine *engine);   /* observes the engine's logits */
 void client_free(struct client *client);
-void client_reset(struct client *client); /* forgets ended jobs; all must have ended */
+void client_reset(struct client *client);          /* forgets the jobs; all must have ended */
 
 /* Fills request->job. On STATUS_OK *job is where its events go. */
 enum status client_submit(struct client *client, struct engine_request *request, struct client_job **job);
 bool client_step(struct client *client);
-void client_run(struct client *client); /* until every job has ended */
+void client_run(struct client *client);             /* until the engine has nothing to do; every job must have ended */
+void client_run_jobs(struct client *client);        /* until every job has ended; background work may be left */
 
-struct talk { /* a conversation that can be continued, retried, edited and branched */
+/* Runs request alone; fails the test unless it is done. */
+struct client_job *client_ask(struct client *client, struct engine_request *request);
+
+/* All choices the same: ids, text, finish, log probabilities, logits. */
+void assert_same_reply(const struct client_job *a, const struct client_job *b);
+uint64_t client_digest(const struct client_job *job);
+
+/* ---- conversations ---- */
+
+enum { TALK_MESSAGES = 64, TALK_TEXT = 4096 };
+
+struct talk {
     struct {
         enum engine_role role;
         char text[TALK_TEXT];
@@ -48,13 +88,7 @@ struct talk { /* a conversation that can be continued, retried, edited and branc
     struct engine_message views[TALK_MESSAGES];
 };
 
-void talk_say(struct talk *talk, enum engine_role role, const char *text, size_t size);
-void talk_request(struct talk *talk, struct engine_request *request); /* points request at the messages */
-
-/* Runs request alone; fails the test unless it is done. */
-struct client_job *client_ask(struct client *client, struct engine_request *request);
-
-/* Both replies the same: ids, text, finish. */
-void assert_same_reply(const struct client_job *a, const struct client_job *b);
+void talk_say(struct talk *talk, enum engine_role role, const char *text, size_t size);   /* cut at TALK_TEXT, between characters */
+void talk_request(struct talk *talk, struct engine_request *request);   /* points request at the messages */
 
 #endif

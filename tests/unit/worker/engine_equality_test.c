@@ -1,6 +1,6 @@
-/* Cold equals warm with real arithmetic: the tokens of a reply computed over cached KV are those of a fresh engine that
- * was given the full text, for every chunk size, greedy and at temperature 1.5, over turns, retries, edits and
- * branches. */
+/* Cold equals warm with real arithmetic: the tokens of a reply and the bits of its logits, computed over cached KV, are
+ * those of a fresh engine that was given the full text, for every chunk size, greedy and at temperature 1.5, over
+ * turns, retries, edits and branches; and many at a time are what each is alone. */
 #include "tests/unit/worker/unit.h"
 #include <unistd.h>
 #include "tests/unit/worker/engine_client.h"
@@ -9,8 +9,13 @@
 static struct engine *make_engine(const char *dir, uint64_t kv_bytes, uint32_t chunk_tokens)
 {
     struct engine *engine = NULL;
-    const struct engine_config config = {
-        .model_dir = dir, .kv_bytes = kv_bytes, .chunk_tokens = chunk_tokens, .queue_requests_max = 4};
+    const struct engine_config config = {.model_dir = dir,
+                                         .kv_bytes = kv_bytes,
+                                         .chunk_tokens = chunk_tokens,
+                                         .sequences_max = 4,
+                                         .queue_requests_max = 4,
+                                         .rewind_tokens = UINT32_MAX,
+                                         .snapshots_max = UINT32_MAX};
     assert_ok(engine_create(&config, &engine));
     return engine;
 }
@@ -23,7 +28,7 @@ static struct client_job *ask_all(struct client *clients, unsigned count, struct
 {
     struct client_job *first = NULL;
     struct engine_request request = {
-        .temperature = temperature, .seed = seed, .seed_given = true, .tokens_max = tokens};
+        .sampling = {.temperature = temperature}, .seed = seed, .seed_given = true, .tokens_max = tokens};
     talk_request(talk, &request);
     for (unsigned i = 0; i < count; i++) {
         if (i > 0)
@@ -58,7 +63,7 @@ static void live(const char *dir, uint64_t kv_bytes, float temperature, uint32_t
     talk_say(&talk, ENGINE_ROLE_USER, "Who's there?", 12);
     reply = ask_all(clients, ENGINES, &talk, temperature, 1, tokens);
     for (int turn = 0; turn < 3; turn++) {
-        talk_say(&talk, ENGINE_ROLE_ASSISTANT, reply->text, reply->text_size);
+        talk_say(&talk, ENGINE_ROLE_ASSISTANT, reply->replies[0].text, reply->replies[0].text_size);
         talk_say(
             &talk, ENGINE_ROLE_USER,
             "Nay, answer me: stand, and unfold yourself. Long live the king! You come most carefully upon your hour.",
@@ -99,6 +104,70 @@ static void a_random_model(void **state)
     random_model_remove(dir);
 }
 
+/* What strangers do beside a request does not matter: alone in an engine that forgets, and all together in one with
+ * little memory, two threads and another chunk size. */
+static void many_at_a_time(void **state)
+{
+    (void)state;
+    enum { JOBS = 7 };
+    char dir[RANDOM_MODEL_PATH_MAX];
+    struct random_model shape = random_model_small();
+    shape.vocab_size = 4096;
+    shape.hidden_size = 128;
+    shape.tokenizer = true;
+    shape.context_tokens = 640;
+    assert_ok(random_model_create(&shape, dir));
+    struct client alone, together;
+    struct client_job *jobs[JOBS];
+    struct engine_request requests[JOBS];
+    uint32_t ids[JOBS][500];
+    uint64_t rng = 1, page_bytes;
+    client_setup(&alone, make_engine(dir, 32 << 20, 1024));
+    page_bytes = (uint64_t)engine_info(alone.engine)->kv_bytes_per_token * 64;
+    struct engine *engine = NULL;
+    const struct engine_config config = {.model_dir = dir,
+                                         .kv_bytes = 16 * page_bytes,
+                                         .kv_host_bytes = 20 * page_bytes,
+                                         .chunk_tokens = 48,
+                                         .batch_tokens = 100,
+                                         .sequences_max = 5,
+                                         .queue_requests_max = JOBS,
+                                         .rewind_tokens = 64,
+                                         .threads = 2};
+    assert_ok(engine_create(&config, &engine));
+    client_setup(&together, engine);
+    together.check = true;
+    for (unsigned i = 0; i < JOBS; i++) {
+        const unsigned count = 20 + 65 * i;
+        for (unsigned n = 0; n < count; n++)
+            ids[i][n] = 5 + rng_below(&rng, 4091);
+        requests[i] = (struct engine_request){.prompt_ids = ids[i],
+                                              .prompt_id_count = count,
+                                              .seed = i,
+                                              .seed_given = true,
+                                              .tokens_max = 60,
+                                              .choices = 1 + i % 3,
+                                              .logprobs = i % 2,
+                                              .alternatives = i,
+                                              .prompt_logprobs = i == 3,
+                                              .priority = (int32_t)(i % 2)};
+        requests[i].sampling.temperature = i == 2 ? 0 : 1;
+        requests[i].sampling.repetition_penalty = 1.2f;
+        requests[i].sampling.tokens_min = 60;
+        assert_ok(client_submit(&together, &requests[i], &jobs[i]));
+    }
+    client_run(&together);
+    for (unsigned i = 0; i < JOBS; i++) {
+        engine_forget_cache(alone.engine);
+        assert_same_reply(jobs[i], client_ask(&alone, &requests[i]));
+    }
+    engine_destroy(&alone.engine);
+    engine_destroy(&together.engine);
+    client_free(&alone);
+    client_free(&together);
+    random_model_remove(dir);
+}
+
 static void the_folio_model(void **state)
 {
     (void)state;
@@ -115,6 +184,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_random_model),
+        cmocka_unit_test(many_at_a_time),
         cmocka_unit_test(the_folio_model),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -9,7 +9,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 #include <cmocka.h>
-#include "worker/engine/model_config.h"
+#include "worker/engine/model/model_config.h"
 
 /* A good configuration in pieces, so that a case can replace one key. */
 static const struct key {
@@ -79,14 +79,31 @@ static void good_configuration_is_read(void **state)
     assert_string_equal(config.name, "test");
     assert_int_equal(config.vocab_size, 512);
     assert_int_equal(config.layer_count, 4);
-    assert_int_equal(config.window, 24);
-    assert_int_equal(config.producer_count, 2);
-    assert_int_equal(config.producer_slot[1], 1);
+    assert_string_equal(config.family, "roost");
+    assert_int_equal(config.attention[MODEL_LAYER_LOCAL].window, 24);
+    assert_int_equal(config.attention[MODEL_LAYER_GLOBAL].window, 0);
+    assert_int_equal(config.producer_count[MODEL_LAYER_LOCAL], 1);
+    assert_int_equal(config.producer_count[MODEL_LAYER_GLOBAL], 1);
+    assert_int_equal(config.last_producer, 1);
+    assert_int_equal(config.producer_slot[1], 0);        /* the first of its own group */
     assert_int_equal(config.kv_producer[3], 1);
     assert_int_equal(config.layer_types[0], MODEL_LAYER_LOCAL);
     assert_int_equal(config.layer_types[1], MODEL_LAYER_GLOBAL);
     assert_true(config.attention_scale == 0.125f);
-    assert_true(config.rope_base_local == 10000.0 && config.rope_base_global == 100000.0);
+    assert_true(config.attention[MODEL_LAYER_LOCAL].rope_base == 10000.0 && config.attention[MODEL_LAYER_GLOBAL].rope_base == 100000.0);
+    for (unsigned type = 0; type < MODEL_LAYER_TYPES; type++) {
+        assert_int_equal(config.attention[type].head_dim, 32);
+        assert_int_equal(config.attention[type].kv_head_count, 1);
+        assert_int_equal(config.attention[type].rope_pairs, 16);
+        assert_true(config.attention[type].rope_scale == 1.0);
+    }
+    assert_int_equal(config.intermediate_size[3], 160);
+    assert_true(config.embedding_scale == 1.0f && config.logit_cap == 0.0f);
+    assert_false(config.v_norm || config.sandwich_norm);
+    assert_int_equal(config.per_layer_input, 0);
+    assert_int_equal(config.chat_template, MODEL_TEMPLATE_SPEAKER);
+    assert_int_equal(config.end_id_count, 1);
+    assert_int_equal(config.end_ids[0], 2);
     assert_true(config.norm_epsilon == 1e-6f);
     assert_true(config.qk_norm);
     assert_int_equal(config.text_id, 4);
@@ -99,13 +116,55 @@ static void defaults_are_filled_in(void **state)
     assert_int_equal(parse(config_text("attention_scale", NULL), &config), STATUS_OK);
     assert_true(config.attention_scale == (float)(1.0 / __builtin_sqrt(32.0)));
     assert_int_equal(parse(config_text("kv_producer", NULL), &config), STATUS_OK);
-    assert_int_equal(config.producer_count, 4);
+    assert_int_equal(config.producer_count[MODEL_LAYER_LOCAL], 2);
+    assert_int_equal(config.producer_count[MODEL_LAYER_GLOBAL], 2);
+    assert_int_equal(config.producer_slot[3], 1);
+    assert_int_equal(config.last_producer, 3);
     assert_int_equal(parse(config_text("qk_norm", "false"), &config), STATUS_OK);
     assert_false(config.qk_norm);
     assert_int_equal(parse(config_text("hidden_activation", "\"gelu_pytorch_tanh\""), &config), STATUS_OK);
     assert_int_equal(config.activation, MODEL_ACTIVATION_GELU_TANH);
     assert_int_equal(parse(config_text("torch_dtype", "\"float32\""), &config), STATUS_OK);
     assert_int_equal(parse(config_text("name", NULL), &config), STATUS_OK);
+}
+
+/* Every option of the Gemma families, one after the other on the same base. */
+static void options_are_read(void **state)
+{
+    (void)state;
+    struct model_config c;
+    const struct model_attention *local = &c.attention[MODEL_LAYER_LOCAL], *global = &c.attention[MODEL_LAYER_GLOBAL];
+#define READ(key, value, condition) \
+    do { \
+        if (parse(config_text(key, value), &c) != STATUS_OK) \
+            fail_msg("%s: %s", key, status_detail()); \
+        assert_true(condition); \
+    } while (0)
+    READ("family", "\"gemma4\"", strcmp(c.family, "gemma4") == 0);
+    READ("intermediate_size", "[160,320,160,320]", c.intermediate_size[1] == 320 && c.intermediate_size[2] == 160);
+    READ("global_head_dim", "64", global->head_dim == 64 && local->head_dim == 32 && global->rope_pairs == 32);
+    READ("global_num_key_value_heads", "2", global->kv_head_count == 2 && local->kv_head_count == 1);
+    READ("rope_global_scale", "8.0", global->rope_scale == 8.0 && local->rope_scale == 1.0);
+    READ("rope_local_scale", "2", local->rope_scale == 2.0);
+    READ("rope_global_pairs", "4", global->rope_pairs == 4 && local->rope_pairs == 16);
+    READ("rope_local_pairs", "16", local->rope_pairs == 16);
+    READ("attention_sinks", "4", local->sinks == 4 && global->sinks == 0);
+    READ("embedding_scale", "25.298221281347036", c.embedding_scale == 25.298221281347036f);
+    READ("final_logit_softcapping", "30.0", c.logit_cap == 30.0f);
+    READ("final_logit_softcapping", "0", c.logit_cap == 0.0f);
+    READ("v_norm", "true", c.v_norm);
+    READ("norm_placement", "\"sandwich\"", c.sandwich_norm);
+    READ("hidden_size_per_layer_input", "256", c.per_layer_input == 256);
+    READ("chat_template", "\"gemma4\"", c.chat_template == MODEL_TEMPLATE_GEMMA4);
+    READ("eos_token_id", "[2,7,9]", c.end_id_count == 3 && c.end_ids[2] == 9);
+#undef READ
+    /* A token that closes a turn may end a reply, too; not in the template "speaker", where it ends a name. */
+    char *text = strdup(config_text("eos_token_id", "[2,4]"));
+    assert_int_equal(parse(text, &c), STATUS_INVALID);
+    memcpy(strstr(text, "\"speaker\""), "\"gemma\"  ", 9);
+    assert_int_equal(parse(text, &c), STATUS_OK);
+    assert_int_equal(c.end_ids[1], c.text_id);
+    free(text);
 }
 
 static const struct refusal {
@@ -138,7 +197,7 @@ static const struct refusal {
     {"num_hidden_layers", "0", STATUS_INVALID, "num_hidden_layers"},
     {"num_hidden_layers", "5", STATUS_INVALID, "layer_types"},
     {"num_attention_heads", "257", STATUS_INVALID, "num_attention_heads"},
-    {"num_key_value_heads", "3", STATUS_INVALID, "multiple"},
+    {"num_key_value_heads", "3", STATUS_INVALID, "num_key_value_heads 3"},
     {"num_key_value_heads", "0", STATUS_INVALID, "num_key_value_heads"},
     {"head_dim", "33", STATUS_INVALID, "odd"},
     {"head_dim", "514", STATUS_INVALID, "head_dim"},
@@ -177,6 +236,38 @@ static const struct refusal {
     {"text_token_id", "1", STATUS_INVALID, "two control tokens"},
     {"qk_norm", "1", STATUS_INVALID, "qk_norm"},
     {"attn_logit_softcapping", "50.0", STATUS_UNSUPPORTED, "attn_logit_softcapping"},
+    {"family", "\"llama\"", STATUS_UNSUPPORTED, "llama"},
+    {"family", "4", STATUS_INVALID, "family"},
+    {"intermediate_size", "[160,160,160]", STATUS_INVALID, "intermediate_size"},
+    {"intermediate_size", "[160,160,160,0]", STATUS_INVALID, "intermediate_size"},
+    {"intermediate_size", "[160,160,160,65537]", STATUS_INVALID, "intermediate_size"},
+    {"intermediate_size", "[160,160,160,\"1\"]", STATUS_INVALID, "intermediate_size"},
+    {"intermediate_size", NULL, STATUS_INVALID, "intermediate_size"},
+    {"global_head_dim", "63", STATUS_INVALID, "global_head_dim 63 is odd"},
+    {"global_head_dim", "514", STATUS_INVALID, "global_head_dim"},
+    {"global_num_key_value_heads", "3", STATUS_INVALID, "global_num_key_value_heads"},
+    {"rope_global_scale", "0.5", STATUS_INVALID, "rope_global_scale"},
+    {"rope_local_scale", "0", STATUS_INVALID, "rope_local_scale"},
+    {"rope_local_scale", "1e7", STATUS_INVALID, "rope_local_scale"},
+    {"rope_global_pairs", "17", STATUS_INVALID, "rope_global_pairs"},
+    {"rope_local_pairs", "0", STATUS_INVALID, "rope_local_pairs"},
+    {"attention_sinks", "-1", STATUS_INVALID, "attention_sinks"},
+    {"attention_sinks", "1025", STATUS_INVALID, "attention_sinks"},
+    {"embedding_scale", "0", STATUS_INVALID, "embedding_scale"},
+    {"embedding_scale", "\"sqrt\"", STATUS_INVALID, "embedding_scale"},
+    {"final_logit_softcapping", "-30", STATUS_INVALID, "final_logit_softcapping"},
+    {"final_logit_softcapping", "null", STATUS_INVALID, "final_logit_softcapping"},
+    {"v_norm", "\"yes\"", STATUS_INVALID, "v_norm"},
+    {"norm_placement", "\"post\"", STATUS_UNSUPPORTED, "post"},
+    {"norm_placement", "true", STATUS_INVALID, "norm_placement"},
+    {"hidden_size_per_layer_input", "65537", STATUS_INVALID, "hidden_size_per_layer_input"},
+    {"hidden_size_per_layer_input", "1.5", STATUS_INVALID, "hidden_size_per_layer_input"},
+    {"eos_token_id", "[]", STATUS_INVALID, "eos_token_id"},
+    {"eos_token_id", "[5,6,7,8,9,10,11,12,13]", STATUS_INVALID, "eos_token_id"},
+    {"eos_token_id", "[5,5]", STATUS_INVALID, "two control tokens"},
+    {"eos_token_id", "[5,512]", STATUS_INVALID, "eos_token_id"},
+    {"eos_token_id", "[3]", STATUS_INVALID, "two control tokens"},
+    {"attention_k_eq_v", "true", STATUS_UNSUPPORTED, "attention_k_eq_v"},
     {"num_experts", "8", STATUS_UNSUPPORTED, "num_experts"},
     {"hidden_size\":96,\"hidden_size", "96", STATUS_INVALID, "duplicate"},
 };
@@ -193,6 +284,31 @@ static void bad_values_are_refused(void **state)
         if (st != refusal->status || !strstr(status_detail(), refusal->word))
             fail_msg("%s = %s: %s, %s", refusal->key, refusal->value ? refusal->value : "(absent)", status_name(st), status_detail());
         assert_memory_equal(&config, &before, sizeof config);      /* untouched on failure */
+    }
+}
+
+/* What is wrong only together. */
+static void impossible_combinations_are_refused(void **state)
+{
+    (void)state;
+    struct model_config config;
+    static const struct {
+        const char *from, *to, *word;
+    } cases[] = {
+        {"\"attention_scale\":0.125", "\"global_head_dim\":64", "attention_scale is missing"},
+        {"\"layer_types\":[\"sliding_attention\",\"full_attention\",\"sliding_attention\",\"full_attention\"],\"kv_producer\":[0,1,0,1]",
+         "\"attention_sinks\":4,\"layer_types\":[\"full_attention\",\"full_attention\",\"full_attention\",\"full_attention\"]",
+         "attention_sinks 4"},
+        {"\"num_attention_heads\":4,\"num_key_value_heads\":1,\"head_dim\":32",
+         "\"num_attention_heads\":256,\"num_key_value_heads\":1,\"head_dim\":32,\"global_head_dim\":512", "times global_head_dim 512 is over"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const char *text = config_text(NULL, NULL), *at = strstr(text, cases[i].from);
+        char changed[1 << 14];
+        assert_non_null(at);
+        snprintf(changed, sizeof changed, "%.*s%s%s", (int)(at - text), text, cases[i].to, at + strlen(cases[i].from));
+        if (parse(changed, &config) != STATUS_INVALID || !strstr(status_detail(), cases[i].word))
+            fail_msg("%s: %s", cases[i].to, status_detail());
     }
 }
 
@@ -263,7 +379,9 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(good_configuration_is_read),
         cmocka_unit_test(defaults_are_filled_in),
+        cmocka_unit_test(options_are_read),
         cmocka_unit_test(bad_values_are_refused),
+        cmocka_unit_test(impossible_combinations_are_refused),
         cmocka_unit_test(bad_text_is_refused),
         cmocka_unit_test(every_truncation_is_refused),
         cmocka_unit_test(bad_files_are_refused),

@@ -2,11 +2,13 @@
 #include <sys/stat.h>
 #include <unistd.h>
 #include "common/clock.h"
-#include "worker/engine/tokenizer.h"
+#include "worker/engine/text/tokenizer.h"
 
 #define MARK "\xE2\x96\x81" /* U+2581 */
 
-static const struct tokenizer_config folio = {.vocab_size = 4096, .bos_id = 1, .eos_id = 2, .turn_id = 3, .text_id = 4};
+static const uint32_t folio_ends[] = {2};
+static const struct tokenizer_config folio = {
+    .vocab_size = 4096, .bos_id = 1, .turn_id = 3, .text_id = 4, .end_ids = folio_ends, .end_id_count = 1};
 static char model_path[512];
 static struct tokenizer *tokenizer;
 
@@ -179,7 +181,7 @@ static void counting_goes_past_the_capacity(void **state)
     assert_int_equal(count, 7);
 }
 
-/* Cutting long texts (rule b) gives the ids of the parts, and the cut is where the header says. */
+/* Cutting long texts (rule c) gives the ids of the parts, and the cut is where the header says. */
 static void long_texts_are_cut_before_spaces(void **state)
 {
     (void)state;
@@ -328,10 +330,12 @@ static void a_model_for_another_configuration(void **state)
     (void)state;
     size_t size;
     char *bytes = read_model(&size);
+    static const uint32_t bad_ends[] = {2, 5};
     static const struct tokenizer_config wrong[] = {
-        {4095, 1, 2, 3, 4},    {4097, 1, 2, 3, 4},    {1, 1, 2, 3, 4},
-        {1048576, 1, 2, 3, 4}, {4096, 0, 2, 3, 4},    {4096, 1, 5, 3, 4},
-        {4096, 1, 2, 300, 4},  {4096, 1, 2, 3, 4096}, {4096, 1, 2, 3, UINT32_MAX},
+        {4095, 1, 3, 4, folio_ends, 1},    {4097, 1, 3, 4, folio_ends, 1},   {1, 1, 3, 4, folio_ends, 1},
+        {1048576, 1, 3, 4, folio_ends, 1}, {4096, 0, 3, 4, folio_ends, 1},   {4096, 1, 3, 4, bad_ends, 2},
+        {4096, 1, 300, 4, folio_ends, 1},  {4096, 1, 3, 4096, folio_ends, 1}, {4096, 1, 3, UINT32_MAX, folio_ends, 1},
+        {4096, 1, 3, 4, folio_ends, 0},
     };
     for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++)
         assert_int_equal(open_bytes(bytes, size, &wrong[i]), STATUS_INVALID);
@@ -358,7 +362,10 @@ static void models_that_lose_text(void **state)
     assert_int_equal(OPEN_WITH("\x1A\x02\x28\x00"), STATUS_UNSUPPORTED);                 /* escape_whitespaces off */
     assert_int_equal(OPEN_WITH("\x1A\x06\x12\x04\x04\x00\x00\x00"), STATUS_UNSUPPORTED); /* precompiled_charsmap */
     assert_int_equal(OPEN_WITH("\x12\x03\x98\x02\x00"), STATUS_UNSUPPORTED);             /* byte_fallback off */
-    assert_int_equal(OPEN_WITH("\x12\x02\x18\x01"), STATUS_UNSUPPORTED);                 /* unigram */
+    assert_int_equal(OPEN_WITH("\x12\x02\x18\x01"), STATUS_UNSUPPORTED);
+    assert_non_null(strstr(status_detail(), "a unigram model"));
+    assert_int_equal(OPEN_WITH("\x12\x02\x18\x04"), STATUS_UNSUPPORTED);
+    assert_non_null(strstr(status_detail(), "a character model"));
     assert_int_equal(OPEN_WITH("\x12\x03\xC0\x01\x01"), STATUS_UNSUPPORTED); /* treat_whitespace_as_suffix */
     assert_int_equal(OPEN_WITH("\x0A\x03\x0A\x01q"), STATUS_INVALID);        /* one piece more */
     assert_int_equal(OPEN_WITH("\x0A\x00"), STATUS_INVALID);
@@ -366,6 +373,206 @@ static void models_that_lose_text(void **state)
     assert_int_equal(OPEN_WITH("\x0A\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\x01"), STATUS_INVALID);
     assert_int_equal(OPEN_WITH("\x00"), STATUS_INVALID);
     assert_int_equal(OPEN_WITH("\x32\x01x"), STATUS_OK); /* an unknown field is ignored */
+}
+
+/* ---- a model like Gemma's: user-defined pieces for marks, runs of white space and tags ---- */
+
+struct writer { /* of the protobuf that tokenizer_model.h reads */
+    uint8_t *bytes;
+    size_t size, capacity;
+};
+
+static void put(struct writer *w, const void *bytes, size_t size)
+{
+    if (w->size + size > w->capacity) {
+        w->capacity = 2 * (w->size + size);
+        w->bytes = realloc(w->bytes, w->capacity);
+        assert_non_null(w->bytes);
+    }
+    memcpy(w->bytes + w->size, bytes, size);
+    w->size += size;
+}
+
+static void put_piece(struct writer *w, const char *text, float score, uint8_t type)
+{
+    const uint8_t size = (uint8_t)strlen(text);
+    const uint8_t head[] = {0x0A, (uint8_t)(size + 9), 0x0A, size};
+    assert_true(size < 100);
+    put(w, head, sizeof head);
+    put(w, text, size);
+    put(w, "\x15", 1); /* score, fixed32 */
+    put(w, &score, 4);
+    put(w, (const uint8_t[]){0x18, type}, 2);
+}
+
+static const char *const gemma_user_defined[] = { /* from id 4 on */
+    "<mask>", "[multimodal]", "<unused0>", "<unused1>", "<unused17>", "<start_of_turn>", "<end_of_turn>",
+    "\n", "\n\n", "\n\n\n", "\n\n\n\n", MARK MARK, MARK MARK MARK, MARK MARK MARK MARK, "\t\t",
+    "<table>", "</table>", "<td>", "</td>", "<h1>", "<b>", "</b>", "<code>", "<start_of_image>", "<|turn>", "<turn|>", "<|think|>",
+    "<image_soft_token>", "[@BOS@]", "roost"};
+enum { GEMMA_MASK = 4, GEMMA_UNUSED0 = 6, GEMMA_TURN = 9, GEMMA_END_TURN = 10, GEMMA_NEWLINE = 11, GEMMA_SPACES2 = 15,
+       GEMMA_TABLE = 19, GEMMA_IMAGE = 27, GEMMA_TURN4 = 28, GEMMA_WORD = 33, GEMMA_BYTES = 34 };
+static const uint32_t gemma_ends[] = {1, GEMMA_END_TURN};
+
+/* pad, eos, bos, unk, the pieces above, 256 bytes, letters and short words, then made-up words up to vocab. */
+static struct tokenizer_config write_gemma(struct writer *w, uint32_t vocab)
+{
+    static const char *const words[] = {"th", "he", "the", "er", "in", "an", "and", "re", "en", "on", "st", "or", "of", "tu", "rn", "turn",
+                                        "sta", "star", "start", MARK "t", MARK "the", MARK "a", "mo", "del", "model", "us", "user", "<s"};
+    uint32_t id = 0;
+    char text[32];
+    put_piece(w, "<pad>", 0, 3);
+    put_piece(w, "<eos>", 0, 3);
+    put_piece(w, "<bos>", 0, 3);
+    put_piece(w, "<unk>", 0, 2);
+    for (id = 4; id < GEMMA_BYTES; id++)
+        put_piece(w, gemma_user_defined[id - 4], 0, 4);
+    for (unsigned b = 0; b < 256; b++, id++) {
+        snprintf(text, sizeof text, "<0x%02X>", b);
+        put_piece(w, text, 0, 6);
+    }
+    for (size_t i = 0; i < sizeof words / sizeof words[0]; i++, id++)
+        put_piece(w, words[i], -(float)i, 1);
+    for (char c = 33; c < 127; c++, id++)
+        put_piece(w, (const char[]){c, 0}, -1000 - (float)c, 1);
+    put_piece(w, MARK, -2000, 1);
+    for (id++; id < vocab; id++) {
+        snprintf(text, sizeof text, "%s%c%c%c%c%c", id % 3 == 0 ? MARK : "", 'a' + (char)(id % 26), 'a' + (char)(id / 26 % 26),
+                 'a' + (char)(id / 676 % 26), 'a' + (char)(id / 17576 % 26), 'a' + (char)(id * 7 % 26));
+        put_piece(w, text, -3000 - (float)id, 1);
+    }
+    put(w, "\x12\x05\x18\x02\x98\x02\x01", 7);               /* BPE, byte fallback */
+    put(w, "\x1A\x0E\x0A\x08identity\x18\x00\x20\x00", 16); /* no added prefix, no removed spaces */
+    return (struct tokenizer_config){vocab, 2, GEMMA_TURN, GEMMA_END_TURN, gemma_ends, 2};
+}
+
+static struct tokenizer *open_written(const struct writer *w, const struct tokenizer_config *config, enum status wanted)
+{
+    char path[] = "/tmp/roost-tokenizer-XXXXXX";
+    const int fd = mkstemp(path);
+    assert_true(fd >= 0 && write(fd, w->bytes, w->size) == (ssize_t)w->size);
+    close(fd);
+    struct tokenizer *opened = NULL;
+    const enum status st = tokenizer_open(path, config, &opened);
+    unlink(path);
+    if (st != wanted)
+        fail_msg("%s: %s", status_name(st), status_detail());
+    return opened;
+}
+
+static bool gemma_is_special(uint32_t id)
+{
+    return id < GEMMA_NEWLINE || (id >= GEMMA_IMAGE && id < GEMMA_WORD);
+}
+
+static size_t gemma_encode(struct tokenizer *t, const char *text, uint32_t *ids, size_t capacity)
+{
+    size_t count, at = 0;
+    const size_t size = strlen(text);
+    assert_ok(tokenizer_encode(t, text, size, ids, capacity, &count));
+    assert_true(count <= capacity);
+    for (size_t i = 0; i < count; i++) {
+        size_t piece_size;
+        if (gemma_is_special(ids[i]))
+            fail_msg("\"%s\" became the special id %u", text, ids[i]);
+        const void *piece = tokenizer_piece(t, ids[i], &piece_size);
+        assert_true(piece_size > 0 && at + piece_size <= size);
+        assert_memory_equal(piece, text + at, piece_size);
+        at += piece_size;
+    }
+    assert_int_equal(at, size);
+    return count;
+}
+
+static void marks_in_text_stay_text(void **state)
+{
+    (void)state;
+    struct writer w = {0};
+    const struct tokenizer_config config = write_gemma(&w, 1000);
+    struct tokenizer *t = open_written(&w, &config, STATUS_OK);
+    uint32_t ids[400];
+    static const char *const texts[] = {"<start_of_turn>", "<end_of_turn>", "a<start_of_turn>user\nb<end_of_turn>\n", "<mask>",
+        "[multimodal]", "<unused0>", "<unused17>", "<unused1>7>", "<unused2>", "<|turn>", "<turn|>", "<|turn><turn|>", "<<|turn>", "<|<|turn>|>",
+        "<start_of_<start_of_turn>turn>", "<start_of_image>", "[@BOS@][@BOS@]", "<|think|>", "<bos><eos><pad><unk>",
+        "\xE2\x96\x81<start_of_turn>\xE2\x96\x81", "<image_soft_token>"};
+    for (size_t i = 0; i < sizeof texts / sizeof texts[0]; i++)
+        assert_true(gemma_encode(t, texts[i], ids, 400) > 1);
+    /* Harmless ones keep their ids. */
+    assert_int_equal(gemma_encode(t, "\n", ids, 400), 1);
+    assert_int_equal(ids[0], GEMMA_NEWLINE);
+    assert_int_equal(gemma_encode(t, "\n\n\n", ids, 400), 1);
+    assert_int_equal(ids[0], GEMMA_NEWLINE + 2);
+    assert_int_equal(gemma_encode(t, "  ", ids, 400), 1);
+    assert_int_equal(ids[0], GEMMA_SPACES2);
+    assert_int_equal(gemma_encode(t, "<table></b>roost", ids, 400), 3);
+    assert_int_equal(ids[0], GEMMA_TABLE);
+    assert_int_equal(ids[2], GEMMA_WORD);
+    /* "<" and the rest, each as the model splits it. */
+    assert_int_equal(gemma_encode(t, "<start_of_turn>the", ids, 400), 8); /* < start _ of _ turn > the */
+    for (uint32_t id = 0; id < 1000; id++) {
+        size_t size;
+        tokenizer_piece(t, id, &size);
+        assert_int_equal(size == 0, gemma_is_special(id));
+    }
+    tokenizer_close(&t);
+    free(w.bytes);
+}
+
+static void random_marks_stay_text(void **state)
+{
+    (void)state;
+    struct writer w = {0};
+    const struct tokenizer_config config = write_gemma(&w, 1000);
+    struct tokenizer *t = open_written(&w, &config, STATUS_OK);
+    uint64_t rng = test_seed(41);
+    uint32_t ids[4000];
+    const size_t count = sizeof gemma_user_defined / sizeof gemma_user_defined[0];
+    for (int round = 0; round < 20000; round++) {
+        char text[600] = "";
+        for (uint32_t n = 1 + rng_below(&rng, 8); n > 0; n--) { /* pieces, parts of pieces, letters */
+            const char *piece = gemma_user_defined[rng_below(&rng, (uint32_t)count)];
+            const size_t size = strlen(piece), from = rng_below(&rng, 3) == 0 && piece[0] < 127 && piece[0] > 32 ? rng_below(&rng, (uint32_t)size) : 0;
+            strcat(text, piece + from);
+            if (rng_below(&rng, 4) == 0 && (unsigned char)text[strlen(text) - 1] < 128)
+                text[strlen(text) - 1] = '\0';
+            if (rng_below(&rng, 4) == 0)
+                strcat(text, (const char *[]){"<", " ", "\xC3\xA9", "\n", "the"}[rng_below(&rng, 5)]);
+        }
+        gemma_encode(t, text, ids, 4000);
+    }
+    tokenizer_close(&t);
+    free(w.bytes);
+}
+
+static void a_mark_of_one_character_is_refused(void **state)
+{
+    (void)state;
+    struct writer w = {0};
+    struct tokenizer_config config = write_gemma(&w, 1000);
+    config.turn_id = GEMMA_NEWLINE;
+    assert_null(open_written(&w, &config, STATUS_UNSUPPORTED));
+    config.turn_id = 999; /* a normal piece */
+    assert_null(open_written(&w, &config, STATUS_INVALID));
+    config.turn_id = GEMMA_TURN4;
+    config.text_id = GEMMA_TURN4 + 1;
+    struct tokenizer *t = open_written(&w, &config, STATUS_OK);
+    tokenizer_close(&t);
+    free(w.bytes);
+}
+
+/* A file of Gemma's size (262,144 pieces) opens in about 0.6 s here; the bound leaves room for slow machines and sanitizers. */
+static void a_large_model_opens_quickly(void **state)
+{
+    (void)state;
+    struct writer w = {0};
+    const struct tokenizer_config config = write_gemma(&w, 262144);
+    const uint64_t start = clock_now_us();
+    struct tokenizer *t = open_written(&w, &config, STATUS_OK);
+    const uint64_t took = clock_now_us() - start;
+    print_message("%u pieces, %.1f MB: %.0f ms\n", config.vocab_size, (double)w.size / 1e6, (double)took / 1000);
+    assert_true(took < 20000000);
+    tokenizer_close(&t);
+    free(w.bytes);
 }
 
 int main(void)
@@ -383,6 +590,10 @@ int main(void)
         cmocka_unit_test(truncated_and_random_files),
         cmocka_unit_test(a_model_for_another_configuration),
         cmocka_unit_test(models_that_lose_text),
+        cmocka_unit_test(marks_in_text_stay_text),
+        cmocka_unit_test(random_marks_stay_text),
+        cmocka_unit_test(a_mark_of_one_character_is_refused),
+        cmocka_unit_test(a_large_model_opens_quickly),
     };
     return cmocka_run_group_tests(tests, open_folio, close_folio);
 }

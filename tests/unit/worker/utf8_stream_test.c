@@ -1,6 +1,6 @@
 #include "tests/unit/worker/unit.h"
 #include "common/utf8.h"
-#include "worker/engine/utf8_stream.h"
+#include "worker/engine/text/utf8_stream.h"
 
 struct text {
     char bytes[1 << 16];

@@ -1,0 +1,5 @@
+roost_unit_test(NAME utf8_stream_test SOURCES utf8_stream_test.c LIBRARIES roost_text LABELS unit seeded)
+roost_unit_test(NAME stop_stream_test SOURCES stop_stream_test.c LIBRARIES roost_text LABELS unit seeded)
+roost_unit_test(NAME tokenizer_test SOURCES tokenizer_test.c LIBRARIES roost_text LABELS unit seeded)
+roost_unit_test(NAME prompt_test SOURCES prompt_test.c LIBRARIES roost_text LABELS unit seeded)
+roost_unit_test(NAME sampler_test SOURCES sampler_test.c LIBRARIES roost_text m LABELS unit seeded)

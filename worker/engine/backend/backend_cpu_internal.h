@@ -1,0 +1,117 @@
+/* backend_cpu_internal.h - the CPU backend's own state, shared by its files:
+ *   backend_cpu.c          life, scratch memory, entry
+ *   backend_cpu_layers.c   the order of docs/numerics.md, section 8
+ *   backend_cpu_linear.c   work over rows, input rows as integers, matrices
+ *   backend_cpu_kv.c       pages: layout, storing, attention, prefixes
+ * Everything runs on the caller's thread and the pool's; between two operations all of them have stopped. */
+#ifndef ROOST_WORKER_ENGINE_BACKEND_CPU_INTERNAL_H
+#define ROOST_WORKER_ENGINE_BACKEND_CPU_INTERNAL_H
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include "common/status.h"
+#include "kernels/kernels.h"
+#include "worker/engine/backend/backend.h"
+#include "worker/engine/backend/backend_batch.h"
+#include "worker/engine/model/model.h"
+
+struct copy_queue;
+struct thread_pool;
+
+#define CPU_HEAD_SLICE 256u        /* outputs of the head that one thread computes at a time */
+#define CPU_ATTENTION_ROWS 32u     /* rows of one piece of attention */
+
+struct cpu_group {                 /* by layer type; of a page, one producing layer's part is a slot */
+    size_t plane_bytes;            /* K or V */
+    size_t scale_bytes;            /* of K or of V */
+    size_t slot_bytes;             /* K plane, V plane, K scales, V scales */
+    double *frequency;             /* (head_dim / 2) */
+    float *cosine, *sine;          /* (rows, head_dim / 2) */
+};
+
+struct cpu_input {                 /* the current input rows as integers, by one scheme */
+    bool ready;
+    float static_scale;            /* scheme static: what it was made with */
+    int8_t *a, *a_low;             /* (rows, columns); a_low: scheme wide */
+    float *scale;                  /* (rows) */
+};
+
+struct cpu_scratch {               /* of one thread */
+    void *gemm, *attention;
+    float *row;                    /* (widest) */
+    float *head;                   /* (rows, CPU_HEAD_SLICE) */
+    int8_t *kv;                    /* (widest K or V row) */
+    float *kv_scale;               /* (KV heads) */
+};
+
+struct cpu_piece {                 /* of attention: rows of one span */
+    uint32_t span, first, count;   /* rows [first, first + count) of the span */
+};
+
+struct backend {
+    const struct model *model;     /* ref, owned by the caller */
+    const struct kernels *kernels;
+    struct backend_config config;
+    struct thread_pool *pool;      /* owned */
+    struct copy_queue *copies;     /* owned */
+    struct cpu_group groups[MODEL_LAYER_TYPES];
+    size_t widest;                 /* row that any matrix reads */
+    float score_scale;             /* attention scale times log2(e) */
+    float per_layer_in, per_layer_embed;   /* 1/sqrt(hidden), sqrt(per_layer_input) */
+
+    void *memory;                  /* owned: all of the following */
+    float *x, *h;                  /* (rows, hidden) */
+    float *q, *attended;           /* (rows, heads, head_dim) */
+    float *kv;                     /* (rows, kv_heads, head_dim) */
+    float *gate, *up;              /* (rows, intermediate) */
+    float *per_layer;              /* (rows, layers, per_layer_input) */
+    int8_t *q_int8;                /* as q */
+    float *q_scale;                /* (rows, heads) */
+    struct cpu_input inputs[MODEL_SCHEMES];
+    const float *input;            /* what they are made of */
+    size_t input_columns;
+    struct cpu_scratch *scratch;   /* (threads) */
+    uint32_t *tokens;              /* (rows) */
+    struct batch_span *spans;      /* the batch at work */
+    struct cpu_piece *pieces;      /* its attention */
+    uint32_t span_count, rows, piece_count;
+
+    atomic_uint bad_row;           /* the first that met a NaN or infinity; UINT32_MAX: none */
+    uint32_t failed_run;
+};
+
+/* ---- backend_cpu_linear.c ---- */
+
+/* One row's work; false: a NaN or infinity. */
+typedef bool cpu_row_fn(struct backend *self, const void *job, uint32_t row, uint32_t thread);
+/* work for every row, split over the threads if rows times cost (in elements) is worth it. STATUS_CORRUPT names what and layer. */
+enum status cpu_each_row(struct backend *self, cpu_row_fn *work, const void *job, size_t cost, const char *what, uint32_t layer);
+void cpu_note_bad_row(struct backend *self, uint32_t row);
+enum status cpu_check_rows(struct backend *self, const char *what, uint32_t layer);
+
+/* The rows that the next matrices read; they are made integers once per scheme, when a matrix asks. */
+void cpu_set_input(struct backend *self, const float *input, size_t columns);
+/* out (rows, matrix outputs) = or += the matrix times the input rows. */
+enum status cpu_project(struct backend *self, const struct model_matrix *matrix, bool accumulate, float *out, const char *what,
+                        uint32_t layer);
+/* The output head into the runs' logits. */
+enum status cpu_project_logits(struct backend *self);
+
+/* ---- backend_cpu_kv.c ---- */
+
+void cpu_group_layout(struct cpu_group *group, const struct model_attention *attention);
+size_t cpu_page_bytes(const struct backend *self, uint32_t group);
+void cpu_page_copy_prefix(struct backend *self, uint32_t group, void *dst, const void *src, uint32_t tokens);
+/* Dynamic int8 of the row's K or V (kv_heads, head_dim) into its page. */
+bool cpu_store_kv(struct backend *self, uint32_t layer, bool value, uint32_t row, uint32_t thread);
+void cpu_plan_attention(struct backend *self);
+/* q_int8, q_scale -> attended. */
+void cpu_attend(struct backend *self, uint32_t layer);
+
+/* ---- backend_cpu_layers.c ---- */
+
+/* tokens: (rows), those of all runs. */
+enum status cpu_run_layers(struct backend *self, const uint32_t *tokens);
+
+#endif

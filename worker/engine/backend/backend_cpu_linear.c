@@ -1,0 +1,161 @@
+/* backend_cpu_linear.c - linear layers: the input rows made integers by the matrix's scheme, then outputs split over the threads.
+ * A row's numbers depend on that row alone, so neither the batch nor the number of threads reaches them. */
+#include <string.h>
+#include "worker/engine/backend/backend_cpu_internal.h"
+#include "worker/engine/backend/thread_pool.h"
+
+#define SPLIT_ELEMENTS 16384u      /* of row work below which a fork costs more than it saves, some 5 us */
+#define SPLIT_PRODUCTS 131072u     /* the same for matrices */
+#define SLICE_OUTPUTS 32u          /* least for one thread */
+#define SLICE_STEP 16u             /* slices begin at multiples of this, for whole tiles */
+
+void cpu_note_bad_row(struct backend *self, uint32_t row)
+{
+    unsigned seen = atomic_load(&self->bad_row);
+    while (row < seen && !atomic_compare_exchange_weak(&self->bad_row, &seen, row))
+        ;
+}
+
+enum status cpu_check_rows(struct backend *self, const char *what, uint32_t layer)
+{
+    uint32_t row = atomic_load(&self->bad_row);
+    if (row == UINT32_MAX)
+        return STATUS_OK;
+    self->failed_run = batch_run_of_row(self->spans, self->span_count, row);
+    return STATUS_FAIL(STATUS_CORRUPT, "a NaN or infinity appeared in %s of layer %u, run %u", what, layer, self->failed_run);
+}
+
+struct row_job {
+    struct backend *self;
+    cpu_row_fn *work;
+    const void *job;
+    uint32_t blocks;
+};
+
+static void row_block(void *context, uint32_t index, uint32_t thread)
+{
+    const struct row_job *job = context;
+    struct backend *self = job->self;
+    uint32_t end = (uint32_t)((uint64_t)self->rows * (index + 1) / job->blocks);
+    for (uint32_t row = (uint32_t)((uint64_t)self->rows * index / job->blocks); row < end; row++)
+        if (!job->work(self, job->job, row, thread))
+            cpu_note_bad_row(self, row);
+}
+
+enum status cpu_each_row(struct backend *self, cpu_row_fn *work, const void *job, size_t cost, const char *what, uint32_t layer)
+{
+    struct row_job rows = {.self = self, .work = work, .job = job, .blocks = 1};
+    if (self->config.threads > 1 && self->rows * cost > SPLIT_ELEMENTS)
+        rows.blocks = self->rows < 4 * self->config.threads ? self->rows : 4 * self->config.threads;
+    thread_pool_run(self->pool, rows.blocks, row_block, &rows);
+    return cpu_check_rows(self, what, layer);
+}
+
+void cpu_set_input(struct backend *self, const float *input, size_t columns)
+{
+    self->input = input;
+    self->input_columns = columns;
+    for (unsigned i = 0; i < MODEL_SCHEMES; i++)
+        self->inputs[i].ready = false;
+}
+
+static bool quantize_row(struct backend *self, const void *job, uint32_t row, uint32_t thread)
+{
+    const struct model_matrix *matrix = job;
+    const struct kernels *kernels = self->kernels;
+    struct cpu_input *input = &self->inputs[matrix->scheme];
+    size_t columns = self->input_columns;
+    const float *x = self->input + row * columns;
+    int8_t *a = input->a + row * columns;
+    switch (matrix->scheme) {
+    case MODEL_SCHEME_STATIC:
+        input->scale[row] = matrix->input_scale;
+        return kernels->quantize_static_rows(x, 1, columns, 1.0f / matrix->input_scale, a);
+    case MODEL_SCHEME_ROTATED:
+        kernels->rotate_rows(x, 1, columns, self->scratch[thread].row);
+        return kernels->quantize_rows(self->scratch[thread].row, 1, columns, a, input->scale + row);
+    case MODEL_SCHEME_WIDE:
+        return kernels->quantize_wide_rows(x, 1, columns, a, input->a_low + row * columns, input->scale + row);
+    default:
+        return kernels->quantize_rows(x, 1, columns, a, input->scale + row);
+    }
+}
+
+static enum status prepare_input(struct backend *self, const struct model_matrix *matrix, const char *what, uint32_t layer)
+{
+    struct cpu_input *input = &self->inputs[matrix->scheme];
+    if (input->ready && (matrix->scheme != MODEL_SCHEME_STATIC || input->static_scale == matrix->input_scale))
+        return STATUS_OK;
+    TRY(cpu_each_row(self, quantize_row, matrix, self->input_columns, what, layer));
+    input->ready = true;
+    input->static_scale = matrix->input_scale;
+    return STATUS_OK;
+}
+
+/* Outputs [first, first + count) of the matrix. */
+static void multiply(struct backend *self, const struct model_matrix *matrix, size_t first, size_t count, bool accumulate, float *out,
+                     size_t out_stride, uint32_t thread)
+{
+    const struct cpu_input *input = &self->inputs[matrix->scheme];
+    struct gemm_int8 gemm = {
+        .a = input->a, .a_low = matrix->scheme == MODEL_SCHEME_WIDE ? input->a_low : NULL, .a_scale = input->scale,
+        .w = (const int8_t *)matrix->weight + first * matrix->columns, .w_scale = matrix->scale + first, .rows = self->rows,
+        .outputs = count, .depth = matrix->columns, .out = out, .out_stride = out_stride, .accumulate = accumulate,
+        .scratch = self->scratch[thread].gemm};
+    self->kernels->gemm_int8(&gemm);
+}
+
+struct project_job {
+    struct backend *self;
+    const struct model_matrix *matrix;
+    bool accumulate;
+    float *out;
+    uint32_t slices;
+};
+
+static void project_slice(void *context, uint32_t index, uint32_t thread)
+{
+    const struct project_job *job = context;
+    size_t outputs = job->matrix->rows, first = outputs * index / job->slices / SLICE_STEP * SLICE_STEP;
+    size_t end = index + 1 == job->slices ? outputs : outputs * (index + 1) / job->slices / SLICE_STEP * SLICE_STEP;
+    multiply(job->self, job->matrix, first, end - first, job->accumulate, job->out + first, outputs, thread);
+}
+
+enum status cpu_project(struct backend *self, const struct model_matrix *matrix, bool accumulate, float *out, const char *what,
+                        uint32_t layer)
+{
+    TRY(prepare_input(self, matrix, what, layer));
+    struct project_job job = {.self = self, .matrix = matrix, .accumulate = accumulate, .out = out, .slices = 1};
+    if (self->config.threads > 1 && (uint64_t)self->rows * matrix->rows * matrix->columns > SPLIT_PRODUCTS) {
+        uint32_t most = (matrix->rows + SLICE_OUTPUTS - 1) / SLICE_OUTPUTS;
+        job.slices = most < 2 * self->config.threads ? most : 2 * self->config.threads;
+    }
+    thread_pool_run(self->pool, job.slices, project_slice, &job);
+    return STATUS_OK;
+}
+
+static void logits_slice(void *context, uint32_t index, uint32_t thread)
+{
+    struct backend *self = context;
+    const struct model_config *config = &self->model->config;
+    size_t first = (size_t)index * CPU_HEAD_SLICE, left = config->vocab_size - first;
+    size_t count = left < CPU_HEAD_SLICE ? left : CPU_HEAD_SLICE;
+    float *out = self->scratch[thread].head;
+    multiply(self, &self->model->embedding, first, count, false, out, count, thread);
+    for (uint32_t s = 0; s < self->span_count; s++)
+        for (uint32_t i = 0; i < self->spans[s].count; i++, out += count) {
+            if (!self->kernels->all_finite(out, count))
+                cpu_note_bad_row(self, self->spans[s].row + i);
+            if (config->logit_cap > 0)
+                self->kernels->softcap(out, count, config->logit_cap);
+            memcpy(self->spans[s].run->logits + i * (size_t)config->vocab_size + first, out, count * sizeof *out);
+        }
+}
+
+enum status cpu_project_logits(struct backend *self)
+{
+    uint32_t last = self->model->config.layer_count - 1;
+    TRY(prepare_input(self, &self->model->embedding, "the output", last));
+    thread_pool_run(self->pool, (self->model->config.vocab_size + CPU_HEAD_SLICE - 1) / CPU_HEAD_SLICE, logits_slice, self);
+    return cpu_check_rows(self, "the logits", last);
+}

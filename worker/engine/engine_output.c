@@ -1,0 +1,341 @@
+/* engine_output.c - from logits to what a client sees, and the ends.
+ *
+ *   logits --sampler--> id --utf8_stream--> characters --stop_stream--> ENGINE_TOKENS
+ *
+ * A drawn token is in choice->ids at once and is sent when its text is: `released` follows behind. Log probabilities
+ * wait in a list that begins at the first token not yet released. */
+#include "worker/engine/engine_internal.h"
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+#include <utlist.h>
+#include "common/clock.h"
+#include "worker/engine/model/model.h"
+#include "worker/engine/text/tokenizer.h"
+
+/* ---- ends ---- */
+
+static uint32_t span_us(uint64_t from, uint64_t to)
+{
+    const uint64_t span = to > from ? to - from : 0;
+    return span < UINT32_MAX ? (uint32_t)span : UINT32_MAX;
+}
+
+/* What it computed stays in the cache, unless it cannot be trusted. */
+static void end_sequence(struct engine *engine, struct choice *choice, bool keep)
+{
+    const uint32_t prompt = choice->job->prompt.count;
+    if (choice->sequence == NULL)
+        return;
+    if (keep)
+        kv_cache_keep(engine->cache, &choice->sequence, kv_sequence_tokens(choice->sequence) >= prompt ? prompt : 0);
+    else
+        kv_cache_drop(engine->cache, &choice->sequence);
+}
+
+/* From here on the number may be used again; the memory stays until the end of the step. */
+static void close_job(struct engine *engine, struct job *job)
+{
+    HASH_DEL(engine->open, job);
+    job->ended = true;
+    DL_APPEND(engine->ended, job);
+}
+
+static void send_failed(struct engine *engine, const struct job *job, enum status st, const char *detail)
+{
+    char words[512];
+    snprintf(words, sizeof words, "%s", detail); /* may be status_detail(), which a sink may change */
+    const struct engine_event event = {.kind = ENGINE_FAILED, .job = job->id, .status = st, .detail = words};
+    engine_send(engine, &event);
+}
+
+void engine_fail_waiting(struct engine *engine, struct job *job, enum status st, const char *detail)
+{
+    close_job(engine, job);
+    send_failed(engine, job, st, detail);
+}
+
+void engine_fail_job(struct engine *engine, struct job *job, enum status st, const char *detail)
+{
+    for (uint32_t i = 0; i < job->choice_count; i++) {
+        struct choice *choice = &job->choices[i];
+        if (choice->state == CHOICE_ENDED)
+            continue;
+        end_sequence(engine, choice, st != STATUS_CORRUPT);
+        engine_move_choice(engine, choice, CHOICE_ENDED);
+    }
+    DL_DELETE(engine->active, job);
+    close_job(engine, job);
+    send_failed(engine, job, st, detail);
+}
+
+static void finish_job(struct engine *engine, struct job *job)
+{
+    struct engine_event event = {
+        .kind = ENGINE_DONE,
+        .job = job->id,
+        .choices = job->choice_count,
+        .prompt_tokens = job->prompt.count,
+        .cached_tokens = job->cached,
+        .queue_us = span_us(job->submitted_us, job->started_us),
+        .prefill_us = span_us(job->started_us, job->decode_us),
+        .decode_us = span_us(job->decode_us, clock_now_us()),
+        .dropped_messages = job->prompt.dropped,
+    };
+    for (uint32_t i = 0; i < job->choice_count; i++) {
+        event.finish[i] = job->choices[i].finish;
+        event.reply_tokens += job->choices[i].released;
+    }
+    DL_DELETE(engine->active, job);
+    close_job(engine, job);
+    engine_send(engine, &event);
+}
+
+/* ---- text ---- */
+
+/* For the canonical encoding; without memory for it the reply is left as it was drawn. */
+static void remember_text(struct choice *choice, const char *text, size_t size)
+{
+    if (!choice->job->chat)
+        return;
+    if (choice->text_size + size > choice->text_capacity) {
+        const size_t capacity = 2 * (choice->text_size + size) + 64;
+        char *grown = realloc(choice->text, capacity);
+        if (grown == NULL) {
+            choice->job->chat = false;
+            return;
+        }
+        choice->text = grown;
+        choice->text_capacity = capacity;
+    }
+    if (size > 0)
+        memcpy(choice->text + choice->text_size, text, size);
+    choice->text_size += size;
+}
+
+static void move_down(void *list, size_t size, uint32_t gone, uint32_t held)
+{
+    if (list != NULL && held > gone)
+        memmove(list, (char *)list + gone * size, (held - gone) * size);
+}
+
+static void send_tokens(struct engine *engine, struct choice *choice, const char *text, size_t size, uint32_t count)
+{
+    const struct job *job = choice->job;
+    if (count == 0 && size == 0)
+        return;
+    const uint32_t held = choice_reply_count(choice) - choice->released, n = job->alternatives;
+    assert(count <= held);
+    const struct engine_event event = {
+        .kind = ENGINE_TOKENS,
+        .job = job->id,
+        .choice = choice->index,
+        .first = choice->released,
+        .ids = choice->ids + job->prompt.count + choice->released,
+        .count = count,
+        .text = text,
+        .text_size = size,
+        .logprobs = choice->logprobs,
+        .alternatives = choice->logprobs != NULL ? n : 0,
+        .alternative_ids = choice->alternative_ids,
+        .alternative_logprobs = choice->alternative_logprobs,
+    };
+    choice->released += count;
+    remember_text(choice, text, size);
+    engine_send(engine, &event);
+    move_down(choice->logprobs, sizeof(float), count, held);
+    move_down(choice->alternative_ids, n * sizeof(uint32_t), count, held);
+    move_down(choice->alternative_logprobs, n * sizeof(float), count, held);
+}
+
+/* `count` tokens whose text is in engine->text. */
+static enum status release(struct engine *engine, struct choice *choice, size_t size, uint32_t count, bool *stopped)
+{
+    struct stop_release out = {.text = engine->text, .text_size = size, .tokens = count};
+    if (choice->stop != NULL && count > 0)
+        TRY(stop_stream_push(choice->stop, engine->text, size, count, &out));
+    *stopped = out.stopped;
+    send_tokens(engine, choice, out.text, out.text_size, out.tokens);
+    return STATUS_OK;
+}
+
+/* The reply ends without a stop string so far; the text held back may still complete one. */
+static enum status release_rest(struct engine *engine, struct choice *choice, bool *stopped)
+{
+    struct stop_release out;
+    size_t size;
+    const uint32_t count = utf8_stream_finish(&choice->characters, engine->text, &size);
+    TRY(release(engine, choice, size, count, stopped));
+    if (choice->stop != NULL && !*stopped) {
+        stop_stream_finish(choice->stop, &out);
+        send_tokens(engine, choice, out.text, out.text_size, out.tokens);
+    }
+    return STATUS_OK;
+}
+
+static void end_choice(struct engine *engine, struct choice *choice, enum engine_finish finish)
+{
+    struct job *job = choice->job;
+    choice->finish = finish;
+    end_sequence(engine, choice, true);
+    engine_move_choice(engine, choice, CHOICE_ENDED);
+    if (job->chat)
+        engine_idle_remember(engine, choice);
+    if (++job->ended_count == job->choice_count)
+        finish_job(engine, job);
+}
+
+static void finish_choice(struct engine *engine, struct choice *choice, enum engine_finish finish)
+{
+    bool stopped;
+    const enum status st = release_rest(engine, choice, &stopped);
+    if (st != STATUS_OK)
+        engine_fail_job(engine, choice->job, st, status_detail());
+    else
+        end_choice(engine, choice, stopped ? ENGINE_FINISH_STOP_STRING : finish);
+}
+
+/* ---- tokens ---- */
+
+static void hold_logprobs(struct engine *engine, struct choice *choice, const float *logits, uint32_t id)
+{
+    struct sampler_logprobs out;
+    const uint32_t held = choice_reply_count(choice) - choice->released, n = choice->job->alternatives;
+    if (choice->logprobs == NULL)
+        return;
+    assert(held < CHOICE_HELD_MAX);
+    sampler_logprobs(engine->sampler, logits, id, n, &out);
+    choice->logprobs[held] = out.chosen;
+    if (n > 0) {
+        memcpy(choice->alternative_ids + (size_t)held * n, out.ids, n * sizeof out.ids[0]);
+        memcpy(choice->alternative_logprobs + (size_t)held * n, out.values, n * sizeof out.values[0]);
+    }
+}
+
+static void take_token(struct engine *engine, struct choice *choice, const float *logits, uint32_t id)
+{
+    size_t size, text_size;
+    bool stopped;
+    if (job_ends_reply(choice->job, id)) {
+        finish_choice(engine, choice, ENGINE_FINISH_STOP);
+        return;
+    }
+    hold_logprobs(engine, choice, logits, id);
+    choice->ids[choice->count++] = id;
+    const void *bytes = tokenizer_piece(engine->tokenizer, id, &size);
+    const uint32_t count = utf8_stream_push(&choice->characters, bytes, size, engine->text, &text_size);
+    const enum status st = release(engine, choice, text_size, count, &stopped);
+    if (st != STATUS_OK)
+        engine_fail_job(engine, choice->job, st, status_detail());
+    else if (stopped)
+        end_choice(engine, choice, ENGINE_FINISH_STOP_STRING);
+    else if (choice_reply_count(choice) == choice->job->reply_max)
+        finish_choice(engine, choice, ENGINE_FINISH_LENGTH);
+}
+
+static void draw(struct engine *engine, struct choice *choice, const float *logits)
+{
+    struct job *job = choice->job;
+    const struct sampler_history history = {
+        .ids = choice->ids,
+        .prompt_count = job->prompt.count,
+        .count = choice->count,
+        .choice = choice->index,
+        .tally = choice->tally,
+    };
+    uint32_t id;
+    if (engine->observer != NULL)
+        engine->observer(engine->observer_user, job->id, choice->index, choice->count, logits,
+                         engine->model->config.vocab_size);
+    const enum status st = sampler_pick(engine->sampler, &job->sampling, &history, logits, &id);
+    if (st != STATUS_OK)
+        engine_fail_job(engine, job, st, status_detail());
+    else
+        take_token(engine, choice, logits, id);
+}
+
+/* ---- the prompt ---- */
+
+static void score_prompt(struct engine *engine, const struct engine_run *run)
+{
+    struct job *job = run->choice->job;
+    struct prompt_scores *scores = &job->scores;
+    const uint32_t n = job->alternatives, vocab_size = engine->model->config.vocab_size;
+    struct sampler_logprobs out;
+    for (uint32_t i = 0; i < run->count; i++) {
+        const uint32_t entry = run->start + i;
+        if (entry != scores->done ||
+            entry + 1 >= job->prompt.count) /* known already (computed again), or the reply's first */
+            continue;
+        sampler_logprobs(engine->sampler, run->logits + (size_t)i * vocab_size, job->prompt.ids[entry + 1], n, &out);
+        scores->logprobs[entry] = out.chosen;
+        if (n > 0) {
+            memcpy(scores->alternative_ids + (size_t)entry * n, out.ids, n * sizeof out.ids[0]);
+            memcpy(scores->alternative_logprobs + (size_t)entry * n, out.values, n * sizeof out.values[0]);
+        }
+        scores->done++;
+    }
+}
+
+static void send_prompt(struct engine *engine, const struct job *job)
+{
+    if (job->scores.logprobs == NULL)
+        return;
+    const struct engine_event event = {
+        .kind = ENGINE_PROMPT,
+        .job = job->id,
+        .ids = job->prompt.ids + 1,
+        .count = job->prompt.count - 1,
+        .logprobs = job->scores.logprobs,
+        .alternatives = job->alternatives,
+        .alternative_ids = job->scores.alternative_ids,
+        .alternative_logprobs = job->scores.alternative_logprobs,
+    };
+    engine_send(engine, &event);
+}
+
+/* The other choices share what choice 0 has computed; one that finds no place now comes back like a suspended one. */
+static void branch(struct engine *engine, struct job *job)
+{
+    struct choice *lead = &job->choices[0];
+    for (uint32_t i = 1; i < job->choice_count; i++) {
+        struct choice *choice = &job->choices[i];
+        const bool room = engine->running < engine->sequences_max &&
+                          kv_cache_branch(engine->cache, lead->sequence, &choice->sequence) == STATUS_OK;
+        engine_move_choice(engine, choice, room ? CHOICE_RUNNING : CHOICE_SUSPENDED);
+    }
+}
+
+/* Every choice draws its first token from the prompt's last logits; their noise differs. */
+static void begin_replies(struct engine *engine, struct job *job, const float *logits)
+{
+    job->branched = true;
+    job->decode_us = clock_now_us();
+    branch(engine, job);
+    send_prompt(engine, job);
+    for (uint32_t i = 0; i < job->choice_count && !job->ended; i++)
+        draw(engine, &job->choices[i], logits);
+}
+
+void engine_take_logits(struct engine *engine, const struct engine_run *run)
+{
+    struct choice *choice = run->choice;
+    struct job *job = choice->job;
+    const bool complete = run->start + run->count == choice->count;
+    if (job->idle) {
+        if (complete)
+            engine_idle_end(engine);
+        return;
+    }
+    if (run->rows == 0)
+        return;
+    if (job->scores.logprobs != NULL && !job->branched)
+        score_prompt(engine, run);
+    if (!complete)
+        return;
+    const float *last = run->logits + (size_t)(run->rows - 1) * engine->model->config.vocab_size;
+    if (job->branched)
+        draw(engine, choice, last);
+    else
+        begin_replies(engine, job, last);
+}

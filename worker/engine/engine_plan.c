@@ -1,0 +1,502 @@
+/* engine_plan.c - the table that the scheduler sees, what its plan does to choices, and the one forward of the step.
+ *
+ * The plan reckons with estimates (what is shared frees nothing); the KV cache has the last word. Where it says
+ * STATUS_AGAIN the plan is bent, and only so: a sequence that should come stays away, a chunk becomes one token,
+ * whoever ranks lowest is suspended. */
+#include "worker/engine/engine_internal.h"
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+#include <utlist.h>
+#include "common/clock.h"
+#include "worker/engine/model/model.h"
+
+/* ---- slots ---- */
+
+static bool has_slot(enum choice_state state)
+{
+    return state == CHOICE_RUNNING || state == CHOICE_SUSPENDED;
+}
+
+static void take_slot(struct engine *engine, struct choice *choice)
+{
+    uint32_t at = engine->free_count - 1;
+    if (choice->slot != CHOICE_NO_SLOT) /* the plan has named it already */
+        while (engine->free_slots[at] != choice->slot)
+            at--;
+    choice->slot = engine->free_slots[at];
+    engine->free_slots[at] = engine->free_slots[--engine->free_count];
+    engine->slots[choice->slot] = choice;
+    if (choice->slot >= engine->slot_end)
+        engine->slot_end = choice->slot + 1;
+}
+
+static void leave_slot(struct engine *engine, struct choice *choice)
+{
+    engine->slots[choice->slot] = NULL;
+    engine->free_slots[engine->free_count++] = choice->slot;
+    choice->slot = CHOICE_NO_SLOT;
+    while (engine->slot_end > 0 && engine->slots[engine->slot_end - 1] == NULL)
+        engine->slot_end--;
+}
+
+void engine_move_choice(struct engine *engine, struct choice *choice, enum choice_state state)
+{
+    const enum choice_state was = choice->state;
+    assert(was != CHOICE_ENDED);
+    engine->running += (state == CHOICE_RUNNING) - (was == CHOICE_RUNNING);
+    if (!has_slot(was) && has_slot(state))
+        take_slot(engine, choice);
+    if (has_slot(was) && !has_slot(state))
+        leave_slot(engine, choice);
+    engine->held -= state == CHOICE_ENDED;
+    choice->state = state;
+}
+
+/* ---- the table ---- */
+
+static uint32_t counted(const struct choice *choice)
+{
+    return choice->sequence != NULL ? kv_sequence_tokens(choice->sequence) : 0;
+}
+
+static bool scores_prompt(const struct choice *choice)
+{
+    const struct job *job = choice->job;
+    return job->scores.logprobs != NULL && choice->index == 0 && !job->branched;
+}
+
+static void describe_choice(const struct engine *engine, const struct choice *choice, struct scheduler_entry *entry)
+{
+    const struct job *job = choice->job;
+    const uint32_t tokens = counted(choice);
+    *entry = (struct scheduler_entry){
+        .id = choice->slot,
+        .state = SCHEDULER_PREFILL,
+        .priority = job->priority,
+        .arrival = job->arrival * ENGINE_CHOICES_MAX + choice->index,
+        .idle_only = job->idle,
+        .tokens_left = choice->count - tokens,
+        .tokens = tokens,
+        .bytes_per_page = engine->page_bytes,
+    };
+    if (choice->state == CHOICE_SUSPENDED) {
+        entry->state = SCHEDULER_SUSPENDED;
+        entry->bytes_total = kv_cache_need(engine->cache, NULL, choice->count);
+        return;
+    }
+    entry->bytes_held = tokens > 0 ? kv_cache_need(engine->cache, NULL, tokens) : 0;
+    if (!kv_sequence_ready(choice->sequence)) {
+        entry->state = SCHEDULER_LOADING;
+        return;
+    }
+    if (entry->tokens_left == 1 && !job->idle && !scores_prompt(choice))
+        entry->state = SCHEDULER_DECODE;
+    entry->bytes_next_token = kv_cache_need(engine->cache, choice->sequence, tokens + 1);
+}
+
+static void describe_waiting(const struct engine *engine, struct job *job, uint32_t slot, struct scheduler_entry *entry)
+{
+    const struct kv_prompt prompt = {job->root, job->prompt.ids, job->prompt.count, job->prompt.ends,
+                                     job->prompt.end_count};
+    /* Once: it reads the whole prompt, and is only an estimate by the time it is used. */
+    if (job->match_hint == UINT32_MAX)
+        job->match_hint = job->scores.logprobs != NULL ? 0 : kv_cache_match(engine->cache, &prompt);
+    *entry = (struct scheduler_entry){
+        .id = slot,
+        .state = SCHEDULER_WAITING,
+        .priority = job->priority,
+        .arrival = job->arrival * ENGINE_CHOICES_MAX,
+        .idle_only = job->idle,
+        .tokens_left = job->prompt.count - job->match_hint,
+        .tokens = job->match_hint,
+        .bytes_total = kv_cache_need(engine->cache, NULL, job->prompt.count),
+        .bytes_per_page = engine->page_bytes,
+    };
+}
+
+/* Waiting jobs that could start as far as slots go: a job takes one for each of its choices, and one stays for
+ * background work, which is shown when there is no other. */
+static uint32_t describe_shown(struct engine *engine, uint32_t count)
+{
+    struct job *first[SCHEDULER_WAITING_MAX];
+    const uint32_t waiting = job_queue_first(&engine->queue, first, SCHEDULER_WAITING_MAX);
+    uint32_t held = engine->held;
+    engine->shown_count = 0;
+    for (uint32_t i = 0; i < waiting && held + first[i]->choice_count < engine->slots_max; i++) {
+        held += first[i]->choice_count;
+        engine->shown[engine->shown_count++] = first[i];
+    }
+    if (count == 0 && engine->queue.count == 0 && engine_idle_next(engine) != NULL)
+        engine->shown[engine->shown_count++] = engine->idle;
+    for (uint32_t i = 0; i < engine->shown_count; i++) {
+        engine->shown_slots[i] = engine->free_slots[engine->free_count - 1 - i];
+        describe_waiting(engine, engine->shown[i], engine->shown_slots[i], &engine->entries[count++]);
+    }
+    return count;
+}
+
+static uint64_t page_count(uint32_t tokens)
+{
+    return (tokens + BACKEND_PAGE_TOKENS - 1) / BACKEND_PAGE_TOKENS;
+}
+
+/* Kept free for what runs: the rest of its prompts, and a page for each that decodes or is yet to branch. */
+static uint64_t reserve_pages(const struct choice *choice)
+{
+    const struct job *job = choice->job;
+    const uint64_t branches = job->branched ? 0 : job->choice_count - 1;
+    return page_count(choice->count - counted(choice)) + branches;
+}
+
+static uint32_t build_table(struct engine *engine, struct scheduler_limits *limits)
+{
+    uint32_t count = 0, decoding = 0;
+    uint64_t pages = 0;
+    for (uint32_t slot = 0; slot < engine->slot_end; slot++) {
+        const struct choice *choice = engine->slots[slot];
+        if (choice == NULL)
+            continue;
+        describe_choice(engine, choice, &engine->entries[count]);
+        decoding += engine->entries[count].state == SCHEDULER_DECODE;
+        if (choice->state == CHOICE_RUNNING && !choice->job->idle)
+            pages += reserve_pages(choice);
+        count++;
+    }
+    *limits = (struct scheduler_limits){
+        .tokens_budget = step_pace_budget(&engine->pace, decoding, engine->rows_max),
+        .chunk_tokens_max = engine->chunk_tokens,
+        .sequences_max = engine->sequences_max,
+        .bytes_room = kv_cache_room(engine->cache),
+        .bytes_reserve = pages * engine->page_bytes,
+    };
+    return describe_shown(engine, count);
+}
+
+/* ---- carrying out: who comes and goes ---- */
+
+static void suspend(struct engine *engine, struct choice *choice)
+{
+    kv_cache_suspend(engine->cache, choice->sequence);
+    engine_move_choice(engine, choice, CHOICE_SUSPENDED); /* and its run, if it has one, is taken out */
+}
+
+static enum status open_sequence(struct engine *engine, struct choice *choice)
+{
+    const struct job *job = choice->job;
+    struct kv_prompt prompt = {job->root, choice->ids, choice->count, job->prompt.ends, job->prompt.end_count};
+    if (scores_prompt(choice)) { /* of one token nothing can match */
+        prompt.count = 1;
+        prompt.ends = NULL;
+        prompt.end_count = 0;
+    }
+    return kv_cache_open(engine->cache, &prompt, &choice->sequence);
+}
+
+/* Nobody holds device memory and nothing is being copied, and still there is no room: only kept conversations can be in
+ * the way. */
+static bool clear_cache(struct engine *engine, const struct job *job)
+{
+    if (job->idle || engine->running > 0 || kv_cache_poll(engine->cache))
+        return false;
+    kv_cache_forget(engine->cache);
+    return true;
+}
+
+static enum status bring_back(struct engine *engine, struct choice *choice)
+{
+    return choice->sequence != NULL ? kv_cache_resume(engine->cache, choice->sequence) : open_sequence(engine, choice);
+}
+
+/* STATUS_AGAIN is a reason to wait only while there is somebody, or some copy, to wait for. */
+static bool may_wait(struct engine *engine, enum status st)
+{
+    return st == STATUS_AGAIN && (engine->running > 0 || kv_cache_poll(engine->cache));
+}
+
+static enum status refusal(enum status st)
+{
+    return st == STATUS_AGAIN ? STATUS_LIMIT : st;
+}
+
+static void resume(struct engine *engine, struct choice *choice)
+{
+    enum status st = bring_back(engine, choice);
+    if (st == STATUS_AGAIN && clear_cache(engine, choice->job))
+        st = bring_back(engine, choice);
+    if (st == STATUS_OK)
+        engine_move_choice(engine, choice, CHOICE_RUNNING);
+    else if (!may_wait(engine, st))
+        engine_fail_job(engine, choice->job, refusal(st), status_detail());
+}
+
+static enum status start_job(struct engine *engine, struct job *job, uint32_t slot)
+{
+    if (job->choices == NULL)
+        TRY(job_start(job));
+    struct choice *lead = &job->choices[0];
+    enum status st = open_sequence(engine, lead);
+    if (st == STATUS_AGAIN && clear_cache(engine, job))
+        st = open_sequence(engine, lead);
+    TRY(st);
+    job->started_us = clock_now_us();
+    job->cached = kv_sequence_matched(lead->sequence);
+    engine->held += job->choice_count;
+    lead->slot = slot;
+    engine_move_choice(engine, lead, CHOICE_RUNNING);
+    return STATUS_OK;
+}
+
+static void admit(struct engine *engine, uint32_t index)
+{
+    struct job *job = engine->shown[index];
+    const enum status st = start_job(engine, job, engine->shown_slots[index]);
+    if (may_wait(engine, st))
+        return;
+    if (job->idle) {
+        if (st != STATUS_OK)
+            engine_idle_end(engine);
+        return;
+    }
+    (void)job_queue_take(&engine->queue, job);
+    if (st != STATUS_OK) {
+        engine_fail_waiting(engine, job, refusal(st), status_detail());
+        return;
+    }
+    step_pace_admitted(&engine->pace, clock_now_ms());
+    DL_APPEND(engine->active, job);
+}
+
+static void admit_slot(struct engine *engine, uint32_t slot)
+{
+    for (uint32_t i = 0; i < engine->shown_count; i++)
+        if (engine->shown_slots[i] == slot)
+            admit(engine, i);
+}
+
+/* ---- carrying out: the batch ---- */
+
+static void add_run(struct engine *engine, uint32_t slot, uint32_t tokens)
+{
+    struct choice *choice = engine->slots[slot];
+    if (choice == NULL || choice->state != CHOICE_RUNNING || !kv_sequence_ready(choice->sequence))
+        return; /* it could not come, or its copies are under way */
+    const uint32_t start = counted(choice), left = choice->count - start;
+    engine->runs[engine->run_count++] =
+        (struct engine_run){.choice = choice, .start = start, .count = tokens < left ? tokens : left};
+}
+
+static struct choice *lowest_running(const struct engine *engine, const struct choice *other)
+{
+    struct choice *lowest = NULL;
+    for (uint32_t i = 0; i < engine->slot_end; i++) {
+        struct choice *choice = engine->slots[i];
+        if (choice != NULL && choice != other && choice->state == CHOICE_RUNNING &&
+            (lowest == NULL || choice_ranks_before(lowest, choice)))
+            lowest = choice;
+    }
+    return lowest;
+}
+
+static enum status reserve_tokens(struct engine *engine, struct engine_run *run)
+{
+    const uint32_t border = BACKEND_PAGE_TOKENS - run->start % BACKEND_PAGE_TOKENS;
+    enum status st = kv_cache_reserve(engine->cache, run->choice->sequence, run->start + run->count);
+    if (st == STATUS_AGAIN && run->count > border) {
+        run->count = border;
+        st = kv_cache_reserve(engine->cache, run->choice->sequence, run->start + run->count);
+    }
+    return st;
+}
+
+/* Suspends lower-ranked ones until there is room. If there are none: whoever could free memory by ending goes first, so
+ * the run waits; alone it takes everything. */
+static void reserve_run(struct engine *engine, struct engine_run *run)
+{
+    struct choice *choice = run->choice;
+    bool forgot = false;
+    enum status st;
+    while ((st = reserve_tokens(engine, run)) == STATUS_AGAIN) {
+        struct choice *lowest = lowest_running(engine, choice);
+        if (lowest != NULL && choice_ranks_before(choice, lowest)) {
+            suspend(engine, lowest);
+        } else if (lowest != NULL) {
+            suspend(engine, choice);
+            return;
+        } else if (kv_cache_poll(engine->cache)) {
+            run->choice = NULL; /* copies hold memory: the next step */
+            return;
+        } else if (forgot || choice->job->idle) {
+            break;
+        } else {
+            kv_cache_forget(engine->cache);
+            forgot = true;
+        }
+    }
+    if (st == STATUS_OK)
+        return;
+    run->choice = NULL;
+    if (choice->job->idle)
+        engine_idle_end(engine);
+    else
+        engine_fail_job(engine, choice->job, refusal(st), status_detail());
+}
+
+/* Rows of logits: one for a run that ends in the last known token; all of a prompt that is scored, as far as there are
+ * rows. */
+static bool place_logits(struct engine *engine, struct engine_run *run)
+{
+    const struct choice *choice = run->choice;
+    const size_t vocab_size = engine->model->config.vocab_size;
+    run->rows = 0;
+    if (choice->job->idle)
+        return true;
+    if (scores_prompt(choice) && run->start + run->count > choice->job->scores.done) {
+        const uint32_t room = ENGINE_SCORE_ROWS - engine->score_rows_used;
+        if (engine->score_logits == NULL)
+            engine->score_logits = malloc(ENGINE_SCORE_ROWS * vocab_size * sizeof(float));
+        if (engine->score_logits == NULL)
+            return false;
+        run->count = run->count < room ? run->count : room;
+        run->rows = run->count;
+        run->logits = engine->score_logits + engine->score_rows_used * vocab_size;
+        engine->score_rows_used += run->rows;
+        return run->count > 0;
+    }
+    if (run->start + run->count == choice->count) {
+        run->rows = 1;
+        run->logits = engine->logits + engine->rows_used++ * vocab_size;
+    }
+    return true;
+}
+
+/* Only of choices that still run. */
+static void close_gaps(struct engine *engine)
+{
+    uint32_t kept = 0;
+    for (uint32_t i = 0; i < engine->run_count; i++)
+        if (engine->runs[i].choice != NULL && engine->runs[i].choice->state == CHOICE_RUNNING)
+            engine->runs[kept++] = engine->runs[i];
+    engine->run_count = kept;
+}
+
+static void carry_out(struct engine *engine)
+{
+    const struct scheduler_plan *plan = &engine->plan;
+    engine->rows_used = engine->score_rows_used = 0;
+    for (uint32_t i = 0; i < plan->count; i++) {
+        const struct scheduler_action *action = &plan->actions[i];
+        switch (action->kind) {
+        case SCHEDULER_SUSPEND: suspend(engine, engine->slots[action->id]); break;
+        case SCHEDULER_DROP: engine_idle_end(engine); break;
+        case SCHEDULER_RESUME:
+            if (engine->slots[action->id] != NULL) /* its job may have failed with another choice */
+                resume(engine, engine->slots[action->id]);
+            break;
+        case SCHEDULER_ADMIT: admit_slot(engine, action->id); break;
+        case SCHEDULER_RUN: add_run(engine, action->id, action->tokens); break;
+        }
+    }
+    for (uint32_t i = 0; i < engine->run_count; i++)
+        if (engine->runs[i].choice != NULL && engine->runs[i].choice->state == CHOICE_RUNNING)
+            reserve_run(engine, &engine->runs[i]);
+    close_gaps(engine);
+    for (uint32_t i = 0; i < engine->run_count; i++)
+        if (!place_logits(engine, &engine->runs[i]))
+            engine->runs[i].choice = NULL;
+    close_gaps(engine);
+}
+
+/* ---- the forward ---- */
+
+static enum status forward(struct engine *engine, uint32_t *failed)
+{
+    for (uint32_t i = 0; i < engine->run_count; i++) {
+        const struct engine_run *run = &engine->runs[i];
+        struct backend_run *batch = &engine->batch[i];
+        *batch = (struct backend_run){
+            .tokens = run->choice->ids + run->start,
+            .count = run->count,
+            .start = run->start,
+            .logits = run->rows > 0 ? run->logits : NULL,
+            .logit_rows = run->rows,
+        };
+        for (uint32_t group = 0; group < BACKEND_GROUPS_MAX; group++)
+            if (engine->cache_config.groups[group].page_bytes > 0)
+                batch->pages[group] = kv_sequence_pages(run->choice->sequence, group);
+    }
+    const struct backend_batch batch = {.runs = engine->batch, .run_count = engine->run_count};
+    *failed = UINT32_MAX;
+    return engine->ops->forward(engine->backend, &batch, failed);
+}
+
+static void fail_run(struct engine *engine, const struct engine_run *run, enum status st, const char *detail)
+{
+    if (run->choice->state != CHOICE_RUNNING)
+        return;
+    if (run->choice->job->idle)
+        engine_idle_end(engine);
+    else
+        engine_fail_job(engine, run->choice->job, st, detail);
+}
+
+/* A run that the backend names ends its job, and the others are computed again; without a name none can be trusted. */
+static void compute(struct engine *engine)
+{
+    char detail[512];
+    while (engine->run_count > 0) {
+        uint32_t failed;
+        const enum status st = forward(engine, &failed);
+        if (st == STATUS_OK)
+            return;
+        snprintf(detail, sizeof detail, "%s", status_detail());
+        for (uint32_t i = 0; i < engine->run_count; i++)
+            if (st != STATUS_CORRUPT || failed >= engine->run_count || i == failed)
+                fail_run(engine, &engine->runs[i], st, detail);
+        close_gaps(engine);
+    }
+}
+
+static void record_pace(struct engine *engine, uint64_t started_us)
+{
+    uint32_t decoded = 0, prefilled = 0;
+    for (uint32_t i = 0; i < engine->run_count; i++) {
+        const struct engine_run *run = &engine->runs[i];
+        if (run->count == 1 && run->rows == 1)
+            decoded++;
+        else
+            prefilled += run->count;
+    }
+    step_pace_record(&engine->pace, decoded, prefilled, clock_now_us() - started_us);
+}
+
+static void trace_plan(const struct engine *engine, const struct scheduler_limits *limits)
+{
+    if (engine->trace == NULL)
+        return;
+    fprintf(engine->trace, "step budget %u room %llu\n", limits->tokens_budget, (unsigned long long)limits->bytes_room);
+    scheduler_plan_print(&engine->plan, engine->trace);
+}
+
+bool engine_plan_step(struct engine *engine)
+{
+    struct scheduler_limits limits;
+    const uint32_t count = build_table(engine, &limits);
+    engine->run_count = 0;
+    if (count == 0)
+        return false;
+    scheduler_plan(engine->entries, count, &limits, &engine->plan);
+    trace_plan(engine, &limits);
+    carry_out(engine);
+    const uint64_t started_us = clock_now_us();
+    compute(engine);
+    record_pace(engine, started_us);
+    for (uint32_t i = 0; i < engine->run_count; i++) {
+        const struct engine_run *run = &engine->runs[i];
+        kv_cache_append(engine->cache, run->choice->sequence, run->choice->ids + run->start, run->count);
+    }
+    for (uint32_t i = 0; i < engine->run_count; i++)
+        if (engine->runs[i].choice->state == CHOICE_RUNNING) /* not ended with another choice of its job */
+            engine_take_logits(engine, &engine->runs[i]);
+    return true;
+}

@@ -1,0 +1,155 @@
+/* kv_cache.h - the KV pages of one worker, the tree that finds them again, and the sequences that compute.
+ *
+ * A page holds BACKEND_PAGE_TOKENS positions of all producing layers of one group (backend.h): group 0 keeps every token, group 1
+ * (local layers) has a window W. Pages of both sizes come from one arena a tier, cut into extents that are given to a size and
+ * taken back, pages being moved together when one size needs room (so neither starves).
+ *
+ * A *sequence* is open while a request computes with it. Its pages become nodes of a *tree* over tokens, one node a block of 64
+ * tokens, as soon as they are full; when it ends its last, partly filled block becomes a leaf. Nodes are found by the chained
+ * hash of their tokens from the root on, and believed only after comparing the tokens. The root is salted with tenant and weights.
+ *
+ * What can be resumed. To go on at token p a sequence needs group 0's pages of [0, p) and group 1's pages of [p - W + 1, p) and
+ * of the sinks. A node without its local page is a *tombstone*: tokens there match, but p cannot be a resume point if its window
+ * has one. The match is the largest such p, at most prompt length - 1, and may end inside a block: its first p mod 64 tokens are then
+ * copied into new pages, the rest zeroed. Local pages live while a *claim* names them:
+ *   a. the last W + R tokens of each leaf and of each open sequence (R = rewind_tokens);
+ *   b. the window of each resume point of a path: the end of the first message, the end of the prompt, and at most snapshots_max older
+ *      message ends spaced geometrically: in each span of distances from the end, R * 4^k to R * 4^(k+1) (R counted as 64 at least),
+ *      the furthest whose window is whole. What is computed on the way is kept as if the path were R longer, to be there at its end.
+ * Nodes below which no resume point is left are freed. Inserting a path that exists heals it: missing local pages of whole blocks
+ * are attached, present ones are never duplicated. A kept path that is a beginning of one kept later is absorbed by it; one that is kept
+ * after a longer one is a leaf of its own in the middle of that path.
+ *
+ * Two tiers: device (pages that compute) and host. A node's page is on one of them, on both while it is copied. When the device is
+ * full, pages not in use go to the host, least recently used first (copied beside the compute) and leave the device when the copy
+ * has landed; kv_cache_poll begins with that when less than a sixteenth of the device is free. When the host is full too, or there is none,
+ * leaves lose what they have in LRU order (stamped by open and keep): in the older half first old snapshots, then R, then the oldest
+ * leaf goes whole. So the newer half keeps every resume point, at any pressure. Last, open sequences give up their R and points.
+ *
+ * Nothing here waits for a copy, except where room for open, reserve or resume is only to be had by one that is under way: then they wait
+ * (copy_wait). STATUS_AGAIN means that open sequences need what is left, never that a copy takes its time.
+ *
+ * Owns arenas, pages, nodes, sequences. Borrows the backend, which outlives it. Called only by the engine thread.
+ *
+ * Always true (kv_cache_check verifies them):
+ *   1. per tier: free + cached + in use + in copy == total, in bytes;
+ *   2. a page has one owner: free list, one node, or one open sequence's unpublished tail; its claims are as many as claimants;
+ *   3. a page that a node owns is never written again; a sequence writes only pages that it alone owns;
+ *   4. all tokens of a node were compared before it was shared; a child's position follows its parent's; a root's tree is its own;
+ *   5. local pages in the device tier for an open sequence: at most W + R + chunk, rounded up to pages, plus resume points and sinks;
+ *   6. what open sequences need to compute (all of group 0, the window of group 1) is never evicted;
+ *   7. node memory: KV_NODE_BYTES a node (kv_tree.h); nodes are at most pages of group 0, both tiers (without a group 0: twice the pages
+ *      of group 1 and the blocks of open sequences), and a root a tenant with nodes. */
+#ifndef ROOST_WORKER_ENGINE_KV_CACHE_H
+#define ROOST_WORKER_ENGINE_KV_CACHE_H
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include "common/status.h"
+#include "worker/engine/backend/backend.h"
+
+struct kv_cache;                     /* opaque */
+struct kv_sequence;                  /* opaque; an open sequence */
+
+#define KV_CACHE_ROOT_BYTES 32
+
+struct kv_group_config {
+    size_t page_bytes;               /* of backend_ops.page_bytes; 0: the group is absent. At least one group is there */
+    uint32_t window;                 /* W; 0 for group 0 */
+    uint32_t sinks;                  /* group 1: the first s positions stay */
+};
+
+struct kv_cache_config {
+    const struct backend_ops *ops;   /* ref */
+    struct backend *backend;         /* ref */
+    struct kv_group_config groups[BACKEND_GROUPS_MAX];
+    uint64_t device_bytes;           /* must hold one sequence of sequence_tokens_max (STATUS_LIMIT with the bytes wanted) */
+    uint64_t host_bytes;             /* 0: no host tier */
+    uint32_t sequence_tokens_max;    /* of one sequence */
+    uint32_t open_max;               /* open sequences at a time */
+    uint32_t chunk_tokens_max;       /* tokens reserved ahead of those counted, at most */
+    uint32_t rewind_tokens;          /* R */
+    uint32_t snapshots_max;          /* 0 .. 8 */
+    uint64_t hash_mask;              /* 0: the whole hash. Tests force collisions with a few bits */
+};
+
+struct kv_prompt {                   /* borrowed during the call */
+    const uint8_t *root;             /* (KV_CACHE_ROOT_BYTES): digest of tenant and weights; nothing is shared between roots */
+    const uint32_t *ids;
+    uint32_t count;                  /* 1 .. sequence_tokens_max */
+    const uint32_t *ends;            /* message ends, ascending positions in (0, count]; the first is the first message's. May be NULL */
+    uint32_t end_count;
+};
+
+struct kv_tier_counts { uint64_t total, free, cached, in_use, in_copy; };   /* bytes; the four add up to total. Slack of an extent
+                                                                               counts as free */
+struct kv_cache_counts {
+    struct kv_tier_counts tiers[BACKEND_TIERS];
+    uint64_t pages[BACKEND_TIERS][BACKEND_GROUPS_MAX];   /* not free */
+    uint64_t nodes, leaves, tombstones, snapshots;
+    uint64_t sequence_open, sequence_suspended;
+    uint64_t evicted_snapshots, evicted_rewinds, evicted_leaves, demoted, promoted, moved;   /* since start; leaves, and pages for the
+                                                                                               last three */
+    uint64_t metadata_bytes;         /* nodes, tables, hash index */
+};
+
+enum status kv_cache_create(const struct kv_cache_config *config, struct kv_cache **out);
+void kv_cache_destroy(struct kv_cache **cache);      /* accepts NULL; open sequences die with it */
+
+/* What open would find, without opening; changes nothing (no LRU either). */
+uint32_t kv_cache_match(const struct kv_cache *cache, const struct kv_prompt *prompt);
+
+/* Opens a sequence for a prompt, sharing the longest match. Pages that are only on the host start to come back: the
+ * sequence is ready when they have. STATUS_INVALID: count is 0 or over the limit, ends not ascending. STATUS_LIMIT: open_max.
+ * STATUS_AGAIN: no room now for what is matched; other open sequences hold it. */
+enum status kv_cache_open(struct kv_cache *cache, const struct kv_prompt *prompt, struct kv_sequence **out);
+
+/* A second sequence with the same tokens, sharing every full page and copying the last (n > 1). Errors as open. */
+enum status kv_cache_branch(struct kv_cache *cache, const struct kv_sequence *sequence, struct kv_sequence **out);
+
+/* Lets finished copies take effect; to be called before each step. False when no copy is under way. */
+bool kv_cache_poll(struct kv_cache *cache);
+bool kv_sequence_ready(const struct kv_sequence *sequence);       /* all its pages are on the device, nothing is under way */
+
+/* Makes pages for the positions [tokens counted, tokens), at most chunk_tokens_max beyond the counted, demoting or evicting what is not
+ * in use. STATUS_AGAIN: open sequences hold the rest; suspend or end one. The sequence must be ready. */
+enum status kv_cache_reserve(struct kv_cache *cache, struct kv_sequence *sequence, uint32_t tokens);
+
+/* Says that the KV of these tokens, which follow the ones counted so far, is in the pages. They must be reserved. Full blocks become
+ * nodes, local pages that no claim names any more are let go. */
+void kv_cache_append(struct kv_cache *cache, struct kv_sequence *sequence, const uint32_t *ids, uint32_t count);
+
+/* Preemption: takes a sequence's pages off the device. If the host space promised to it at open (or to be had now) holds them, they go there
+ * and stay; else they are kept like a finished path's, and resume finds what is left of them. */
+void kv_cache_suspend(struct kv_cache *cache, struct kv_sequence *sequence);
+/* Brings it back; it is ready when its pages are there. kv_sequence_tokens may be less than before: the best resume point left, the caller
+ * computes the rest again. STATUS_AGAIN: no room now, it stays suspended. */
+enum status kv_cache_resume(struct kv_cache *cache, struct kv_sequence *sequence);
+
+/* Ends a sequence: keeps what it counts as a leaf, or drops what nobody else has. prompt_tokens: where the prompt ended, a resume point
+ * (0: none). *sequence becomes NULL. */
+void kv_cache_keep(struct kv_cache *cache, struct kv_sequence **sequence, uint32_t prompt_tokens);
+void kv_cache_drop(struct kv_cache *cache, struct kv_sequence **sequence);
+
+void kv_cache_forget(struct kv_cache *cache);        /* drops everything that is not open */
+
+uint32_t kv_sequence_tokens(const struct kv_sequence *sequence);           /* counted: matched and appended */
+uint32_t kv_sequence_matched(const struct kv_sequence *sequence);          /* what open found */
+/* As backend_run.pages[group]; valid until the next call that changes the cache. */
+void *const *kv_sequence_pages(const struct kv_sequence *sequence, uint32_t group);
+
+/* Admission. Device bytes that reserve could hand out now: free, or not in use; the slack of extents is taken off, so that demands that sum
+ * to no more can all be met. */
+uint64_t kv_cache_room(const struct kv_cache *cache);
+/* Device bytes that a sequence still needs to grow to `tokens`; NULL, or one that is suspended: from nothing. */
+uint64_t kv_cache_need(const struct kv_cache *cache, const struct kv_sequence *sequence, uint32_t tokens);
+
+void kv_cache_counts(const struct kv_cache *cache, struct kv_cache_counts *out);
+/* Bytes that one kept conversation of `tokens` tokens with these message ends takes, by the formula (claims a and b); page bytes by group. */
+uint64_t kv_cache_formula(const struct kv_cache_config *config, uint32_t tokens, const uint32_t *ends, uint32_t end_count,
+                          uint64_t bytes[BACKEND_GROUPS_MAX]);
+
+/* Verifies the invariants, slowly. STATUS_INTERNAL with the broken one's number. For tests and debugging. */
+enum status kv_cache_check(const struct kv_cache *cache);
+
+#endif
