@@ -197,7 +197,7 @@ static enum status validate_body(const struct wire_body *m)
 /* After the columns of rows: each row's count is known. */
 static enum status validate_alternatives(const struct wire_tokens *m)
 {
-    uint64_t values = 0;
+    uint64_t values = 0, ids = 0;
     if (m->alternatives.size != 0 && m->alternatives.size != m->row_count)
         return STATUS_FAIL(STATUS_INVALID, "tokens.alternatives: %zu bytes, it must be empty or one per row",
                            m->alternatives.size);
@@ -205,10 +205,12 @@ static enum status validate_alternatives(const struct wire_tokens *m)
         if (m->alternatives.data[i] > WIRE_ALTERNATIVES_MAX)
             return STATUS_FAIL(STATUS_INVALID, "tokens.alternatives: %u, there are at most %u", m->alternatives.data[i],
                                WIRE_ALTERNATIVES_MAX);
-        values += (uint64_t)wire_u16_at(m->count, i) * m->alternatives.data[i];
+        uint64_t here = (uint64_t)wire_u16_at(m->count, i) * m->alternatives.data[i];
+        if (here > 0 && (m->logprobs.size == 0 || isnan(wire_f32_at(m->logprobs, ids))))
+            return STATUS_FAIL(STATUS_INVALID, "tokens.logprobs: missing, there are alternatives");
+        ids += wire_u16_at(m->count, i);
+        values += here;
     }
-    if (values > 0 && m->logprobs.size == 0)
-        return STATUS_FAIL(STATUS_INVALID, "tokens.logprobs: missing, there are alternatives");
     if (m->alternative_ids.size != 4 * values)
         return STATUS_FAIL(STATUS_INVALID, "tokens.alternative_ids: %zu bytes, the rows add up to %llu ids",
                            m->alternative_ids.size, (unsigned long long)values);
@@ -218,6 +220,19 @@ static enum status validate_alternatives(const struct wire_tokens *m)
     for (size_t i = 0; i < values; i++)
         if (isnan(wire_f32_at(m->alternative_logprobs, i)))
             return STATUS_FAIL(STATUS_INVALID, "tokens.alternative_logprobs: not a number");
+    return STATUS_OK;
+}
+
+/* A row of `count` tokens that begins with token `at` has log probabilities of all of them (*told), or NaN for each. */
+static enum status check_logprobs(const struct wire_tokens *m, uint64_t at, uint16_t count, bool *told)
+{
+    *told = false;
+    if (count == 0 || m->logprobs.size < 4 * (at + count)) /* empty, or too short, which validate_tokens refuses */
+        return STATUS_OK;
+    *told = !isnan(wire_f32_at(m->logprobs, at));
+    for (uint16_t i = 1; i < count; i++)
+        if (isnan(wire_f32_at(m->logprobs, at + i)) == *told)
+            return STATUS_FAIL(STATUS_INVALID, "tokens.logprobs: a row has them for some of its tokens only");
     return STATUS_OK;
 }
 
@@ -250,7 +265,8 @@ static enum status validate_tokens(const struct wire_tokens *m)
         uint16_t choice = wire_u16_at(m->choice, i);
         if (choice > WIRE_CHOICE_PROMPT)
             return STATUS_FAIL(STATUS_INVALID, "tokens.choice: %u, there are at most %u", choice, WIRE_CHOICES_MAX);
-        bool told = m->logprobs.size >= 4 * (ids + 1) && !isnan(wire_f32_at(m->logprobs, ids));
+        bool told;
+        TRY(check_logprobs(m, ids, count, &told));
         if (choice == WIRE_CHOICE_PROMPT && (text_bytes > 0 || (count > 0 && !told)))
             return STATUS_FAIL(STATUS_INVALID, "tokens.choice: a row of the prompt has logprobs and no text");
         if (count > UINT32_MAX - wire_u32_at(m->first, i))

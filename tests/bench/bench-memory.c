@@ -2,9 +2,12 @@
  * keeps whole, for a shape like the one the reference describes for 13B: 48 layers, 8 of them global, sharing KV by 2 (4 global and 20
  * local producers), one KV head, head dimension 128, window 1,024, int8 with a float32 scale a token and head.
  *
- * Each conversation is opened, its tokens counted and kept as the engine does it, turn by turn at the end, until the first thing would be
- * evicted; the pages are reserved address space that nothing touches. Beside the bytes each takes stand the formula (kv_cache_formula)
- * and the same depth with 8 KV heads in bf16, every layer with its own KV of every token. */
+ * A conversation grows as in life: a turn's prompt is opened, what it does not find is counted, the reply follows, all is kept, and the
+ * next prompt is two messages longer. So the resume points are those that 90 turns leave (whose windows were still there when they were
+ * chosen), not those of one long prompt. Conversations are added until the first thing would be evicted. The pages are reserved address
+ * space that nothing touches. Beside what each takes stands what it is for: the global pages, the last W + R tokens of the local ones, the
+ * windows of older resume points; kv_cache_formula, for a conversation alone that came in one go; and the same depth with 8
+ * KV heads in bf16, every layer with its own KV of every token. Rows: less R, fewer snapshots, and 16 personas that all share. */
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -13,8 +16,17 @@
 #include "worker/engine/kv/kv_cache.h"
 
 enum {
-    LAYERS = 48, GLOBAL_PRODUCERS = 4, LOCAL_PRODUCERS = 20, HEAD_DIM = 128, WINDOW = 1024, REWIND = 1024, SNAPSHOTS = 8,
-    MESSAGES = 180, PROMPT = 5600, REPLY = 140, TOKENS = PROMPT + REPLY
+    LAYERS = 48, GLOBAL_PRODUCERS = 4, LOCAL_PRODUCERS = 20, HEAD_DIM = 128, WINDOW = 1024, CHUNK = 256,
+    MESSAGES = 180, PROMPT = 5600, REPLY = 140, TOKENS = PROMPT + REPLY, PERSONA = 512, PERSONAS = 16,
+    PRODUCER_PAGE = BACKEND_PAGE_TOKENS * (2 * HEAD_DIM + 2 * (int)sizeof(float)) /* one KV head, K and V, their scales */
+};
+
+struct variant { const char *name; uint32_t rewind, snapshots; bool at_once, shared; };
+
+struct outcome {
+    uint32_t held;
+    double each, global, recent, points; /* bytes a conversation: all; group 0; of group 1 the last W + R tokens, and the rest */
+    double formula, metadata;
 };
 
 static enum status arena_create(struct backend *backend, enum backend_tier tier, size_t bytes, void **base)
@@ -44,81 +56,139 @@ static void page_copy_prefix(struct backend *backend, uint32_t group, void *dst,
 static const struct backend_ops nothing_ops = {
     .name = "nothing", .page_copy_prefix = page_copy_prefix, .arena_create = arena_create, .arena_destroy = arena_destroy};
 
-static enum status converse(struct kv_cache *cache, uint32_t conversation, uint32_t *ids, uint32_t *ends)
+/* A message's tokens are its own; those of a persona that is shared are the persona's. */
+static void write_tokens(uint32_t conversation, const struct variant *variant, uint32_t *ids, uint32_t *ends)
+{
+    const uint32_t persona = variant->shared ? PERSONA : PROMPT / MESSAGES;
+    for (uint32_t i = 0; i < TOKENS; i++)
+        ids[i] = (uint32_t)(hash_mix(variant->shared && i < persona ? conversation % PERSONAS : PERSONAS + conversation, i) % 32000);
+    for (uint32_t m = 0; m < MESSAGES; m++)
+        ends[m] = persona + (PROMPT - persona) * m / (MESSAGES - 1);
+}
+
+static enum status turn(struct kv_cache *cache, const uint32_t *ids, const uint32_t *ends, uint32_t messages)
 {
     static const uint8_t root[KV_CACHE_ROOT_BYTES] = {1};
     struct kv_sequence *sequence = NULL;
-    for (uint32_t i = 0; i < TOKENS; i++)
-        ids[i] = (uint32_t)(hash_mix(conversation, i) % 32000);
-    for (uint32_t m = 0; m < MESSAGES; m++)
-        ends[m] = (uint32_t)((uint64_t)PROMPT * (m + 1) / MESSAGES);
-    const struct kv_prompt prompt = {.root = root, .ids = ids, .count = PROMPT, .ends = ends, .end_count = MESSAGES};
+    const struct kv_prompt prompt = {.root = root, .ids = ids, .count = ends[messages - 1], .ends = ends, .end_count = messages};
+    const uint32_t to = messages < MESSAGES ? ends[messages] : TOKENS; /* the reply is the next message */
     TRY(kv_cache_open(cache, &prompt, &sequence));
     enum status st = STATUS_OK;
-    while (st == STATUS_OK && kv_sequence_tokens(sequence) < TOKENS) {
-        const uint32_t at = kv_sequence_tokens(sequence), count = TOKENS - at < 256 ? TOKENS - at : 256;
+    while (st == STATUS_OK && kv_sequence_tokens(sequence) < to) {
+        const uint32_t at = kv_sequence_tokens(sequence), count = to - at < CHUNK ? to - at : CHUNK;
         st = kv_cache_reserve(cache, sequence, at + count);
         if (st == STATUS_OK)
             kv_cache_append(cache, sequence, ids + at, count);
     }
-    kv_cache_keep(cache, &sequence, PROMPT);
+    kv_cache_keep(cache, &sequence, prompt.count);
     return st;
+}
+
+static enum status converse(struct kv_cache *cache, uint32_t conversation, const struct variant *variant, uint32_t *ends)
+{
+    static uint32_t ids[TOKENS];
+    write_tokens(conversation, variant, ids, ends);
+    for (uint32_t messages = variant->at_once ? MESSAGES : 2; messages <= MESSAGES; messages += 2)
+        TRY(turn(cache, ids, ends, messages));
+    return STATUS_OK;
+}
+
+static enum status measure(const struct variant *variant, uint32_t gigabytes, struct outcome *out)
+{
+    static uint32_t ends[MESSAGES];
+    const struct kv_cache_config config = {
+        .ops = &nothing_ops,
+        .backend = (struct backend *)ends, /* never looked at */
+        .groups = {{.page_bytes = GLOBAL_PRODUCERS * PRODUCER_PAGE}, {.page_bytes = LOCAL_PRODUCERS * PRODUCER_PAGE, .window = WINDOW}},
+        .device_bytes = (uint64_t)gigabytes * 1000000000u,
+        .sequence_tokens_max = 8192,
+        .open_max = 4,
+        .chunk_tokens_max = CHUNK,
+        .rewind_tokens = variant->rewind,
+        .snapshots_max = variant->snapshots,
+    };
+    struct kv_cache *cache = NULL;
+    struct kv_cache_counts full = {0}, counts = {0};
+    uint64_t recent[BACKEND_GROUPS_MAX], by_group[BACKEND_GROUPS_MAX];
+    enum status st;
+    TRY(kv_cache_create(&config, &cache));
+    for (out->held = 0;; out->held++) {
+        bench_progress("R %u, %u snapshots, conversation %u", variant->rewind, variant->snapshots, out->held);
+        st = converse(cache, out->held, variant, ends);
+        kv_cache_counts(cache, &counts);
+        if (st != STATUS_OK || counts.evicted_snapshots + counts.evicted_rewinds + counts.evicted_leaves > 0)
+            break;
+        full = counts;
+    }
+    bench_progress("%s", "");
+    kv_cache_destroy(&cache);
+    if (st == STATUS_OK && out->held == 0)
+        st = STATUS_FAIL(STATUS_LIMIT, "%u GB do not hold one conversation", gigabytes);
+    if (st != STATUS_OK)
+        return st;
+    (void)kv_cache_formula(&config, TOKENS, NULL, 0, recent);
+    out->formula = (double)kv_cache_formula(&config, TOKENS, ends, MESSAGES, by_group);
+    out->each = (double)(full.tiers[0].total - full.tiers[0].free) / out->held;
+    out->global = (double)(full.pages[0][0] * config.groups[0].page_bytes) / out->held;
+    out->recent = (double)recent[1];
+    out->points = out->each - out->global - out->recent;
+    out->metadata = (double)full.metadata_bytes / out->held;
+    return STATUS_OK;
 }
 
 int main(int argc, char **argv)
 {
-    static const struct bench_options options = {.name = "bench-memory", .usage = "[--gigabytes N]"};
-    uint32_t gigabytes = 16, held = 0;
-    const struct bench_flag flags[] = {{"--gigabytes", &gigabytes, 1, 1024}, {0}};
-    static uint32_t ids[TOKENS], ends[MESSAGES];
+    static const struct bench_options options = {.name = "bench-memory", .usage = "[--gigabytes N] [--rewind N] [--snapshots N]"};
+    uint32_t gigabytes = 16, rewind = 1024, snapshots = 8;
+    const struct bench_flag flags[] = {
+        {"--gigabytes", &gigabytes, 1, 1024}, {"--rewind", &rewind, 0, 8192}, {"--snapshots", &snapshots, 0, 8}, {0}};
     (void)bench_arguments(&options, argc, argv, flags);
-    const size_t producer_page = BACKEND_PAGE_TOKENS * (2 * HEAD_DIM + 2 * sizeof(float)); /* one KV head, K and V */
-    const struct kv_cache_config config = {
-        .ops = &nothing_ops,
-        .backend = (struct backend *)&gigabytes, /* never looked at */
-        .groups = {{.page_bytes = GLOBAL_PRODUCERS * producer_page}, {.page_bytes = LOCAL_PRODUCERS * producer_page, .window = WINDOW}},
-        .device_bytes = (uint64_t)gigabytes * 1000000000u,
-        .sequence_tokens_max = 8192,
-        .open_max = 4,
-        .chunk_tokens_max = 256,
-        .rewind_tokens = REWIND,
-        .snapshots_max = SNAPSHOTS,
+    const struct variant variants[] = {
+        {"as in life", rewind, snapshots, false, false},
+        {"in one go", rewind, snapshots, true, false},
+        {"shared personas", rewind, snapshots, false, true},
+        {"2 snapshots", rewind, 2, false, false},
+        {"no snapshots", rewind, 0, false, false},
+        {"R 256, 2 snapshots", 256, 2, false, false},
+        {"R 256, 1 snapshot", 256, 1, false, false},
+        {"R 256, no snapshots", 256, 0, false, false},
+        {"R 256, none, shared personas", 256, 0, false, true},
     };
-    struct kv_cache *cache = NULL;
-    struct kv_cache_counts counts, full;
-    enum status st = kv_cache_create(&config, &cache);
-    if (st == STATUS_OK)
-        kv_cache_counts(cache, &full);
-    for (; st == STATUS_OK; held++) {
-        st = converse(cache, held, ids, ends);
-        kv_cache_counts(cache, &counts);
-        if (counts.evicted_snapshots + counts.evicted_rewinds + counts.evicted_leaves > 0)
-            break;
-        full = counts;
-    }
-    if (st != STATUS_OK) {
-        fprintf(stderr, "bench-memory: %s\n", status_detail());
-        return 1;
-    }
-    uint64_t by_group[BACKEND_GROUPS_MAX];
-    const double formula = (double)kv_cache_formula(&config, TOKENS, ends, MESSAGES, by_group);
-    const double each = (double)(full.tiers[0].total - full.tiers[0].free) / held, metadata = (double)full.metadata_bytes / held;
     const double gqa_elements = 2.0 * LAYERS * 8 * HEAD_DIM * TOKENS, gqa_bytes = 2 * gqa_elements;
-    const double elements = formula * (2 * HEAD_DIM) / (2 * HEAD_DIM + 2 * sizeof(float)); /* scales are no elements */
-    printf("%u GB, conversations of %d messages, %d + %d tokens, R %d, up to %d snapshots\n", gigabytes, MESSAGES, PROMPT, REPLY, REWIND,
-           SNAPSHOTS);
-    printf("%-52s %14u\n", "conversations kept whole", held);
-    printf("%-52s %14.0f\n", "bytes each, measured", each);
-    printf("%-52s %14.0f  (global %llu, local %llu)\n", "bytes each, formula", formula, (unsigned long long)by_group[0],
-           (unsigned long long)by_group[1]);
-    printf("%-52s %14.0f\n", "nodes and tables each", metadata);
-    printf("%-52s %14.0f\n", "the same depth, GQA-8, bf16, no sharing, no window", gqa_bytes);
-    printf("%-52s %14.1f\n", "smaller by, elements", gqa_elements / elements);
-    printf("%-52s %14.1f\n", "smaller by, bytes", gqa_bytes / each);
+    const double element_share = 2.0 * HEAD_DIM * BACKEND_PAGE_TOKENS / PRODUCER_PAGE; /* scales are no elements */
+    char *text = NULL;
+    size_t size;
+    FILE *json = open_memstream(&text, &size);
+    struct outcome first = {0};
+    printf("%u GB, conversations of %d messages, %d + %d tokens, W %d, R %u, up to %u snapshots\n", gigabytes, MESSAGES, PROMPT, REPLY, WINDOW,
+           rewind, snapshots);
+    printf("the same depth, GQA-8, bf16, no sharing, no window: %.0f MB a conversation\n", 1e-6 * gqa_bytes);
+    printf("%-28s %6s %8s %8s %8s %8s %8s %9s %9s\n", "MB a conversation", "kept", "all", "global", "W + R", "points", "formula", "bytes x",
+           "elements x");
+    for (uint32_t v = 0; v < sizeof variants / sizeof *variants; v++) {
+        struct outcome outcome = {0};
+        if (measure(&variants[v], gigabytes, &outcome) != STATUS_OK) {
+            fprintf(stderr, "bench-memory: %s\n", status_detail());
+            return 1;
+        }
+        const double bytes_ratio = gqa_bytes / outcome.each, elements_ratio = gqa_elements / (outcome.each * element_share);
+        printf("%-28s %6u %8.2f %8.2f %8.2f %8.2f %8.2f %9.1f %9.1f\n", variants[v].name, outcome.held, 1e-6 * outcome.each,
+               1e-6 * outcome.global, 1e-6 * outcome.recent, 1e-6 * outcome.points, 1e-6 * outcome.formula, bytes_ratio, elements_ratio);
+        fprintf(json,
+                "%s{\"name\":\"%s\",\"rewind\":%u,\"snapshots\":%u,\"conversations\":%u,\"bytes_each\":%.0f,\"global_bytes\":%.0f,"
+                "\"recent_bytes\":%.0f,\"points_bytes\":%.0f,\"formula_bytes\":%.0f,\"bytes_ratio\":%.2f,\"elements_ratio\":%.2f}",
+                v > 0 ? "," : "", variants[v].name, variants[v].rewind, variants[v].snapshots, outcome.held, outcome.each, outcome.global,
+                outcome.recent, outcome.points, outcome.formula, bytes_ratio, elements_ratio);
+        if (v == 0)
+            first = outcome;
+    }
+    fclose(json);
+    printf("nodes and tables a conversation: %.0f bytes\n", first.metadata);
     bench_json_begin(stdout, &options, argc, argv);
     printf(",\"gigabytes\":%u,\"conversations\":%u,\"bytes_each\":%.0f,\"formula_bytes\":%.0f,\"metadata_bytes_each\":%.0f,"
-           "\"gqa8_bf16_bytes\":%.0f,\"elements_ratio\":%.2f,\"bytes_ratio\":%.2f,\"spread\":0}\n",
-           gigabytes, held, each, formula, metadata, gqa_bytes, gqa_elements / elements, gqa_bytes / each);
-    kv_cache_destroy(&cache);
+           "\"gqa8_bf16_bytes\":%.0f,\"elements_ratio\":%.2f,\"bytes_ratio\":%.2f,\"spread\":0,\"variants\":[%s]}\n",
+           gigabytes, first.held, first.each, first.formula, first.metadata, gqa_bytes, gqa_elements / (first.each * element_share),
+           gqa_bytes / first.each, text);
+    free(text);
     return 0;
 }

@@ -5,7 +5,7 @@
  * First scheduler_plan alone, over tables of 256 and of 1,024 sequences that decode, prefill, wait and are suspended.
  * Then an engine with N sequences that all decode: the time of each step, the part of it inside the backend's forward
  * (the backend's table is wrapped to take the time), and the rest: table, plan, page bookkeeping, drawing tokens, text
- * and events. How much of the rest is drawing is measured by drawing as often from one row. The last line is JSON with
+ * and events; then the same with a full queue of QUEUED requests behind them, and what submit and cancel cost there. How much of the rest is drawing is measured by drawing as often from one row. The last line is JSON with
  * the same figures. */
 #include <stdlib.h>
 #include <string.h>
@@ -18,6 +18,7 @@
 #define PLANS         2000u
 #define PROMPT_TOKENS 96u
 #define PAGE_BYTES    4096u
+#define QUEUED        65536u /* the most that may wait */
 
 static struct backend_ops timed_ops;
 static uint64_t forward_us;
@@ -81,6 +82,7 @@ struct talkers {
     uint32_t sequences, steps;
     uint32_t released, failed;
     double *step_us, *forward_us, *rest_us; /* (steps) */
+    double queued_rest_us, submit_us, cancel_us; /* with a full queue */
 };
 
 static void on_event(void *user, const struct engine_event *event)
@@ -90,10 +92,10 @@ static void on_event(void *user, const struct engine_event *event)
     talkers->failed += event->kind == ENGINE_FAILED;
 }
 
-static enum status submit_all(struct engine *engine, const struct talkers *talkers, uint32_t vocab_size)
+static enum status submit(struct engine *engine, uint32_t first, uint32_t count, uint32_t vocab_size)
 {
     uint32_t ids[PROMPT_TOKENS];
-    for (uint32_t job = 0; job < talkers->sequences; job++) {
+    for (uint32_t job = first; job < first + count; job++) {
         for (uint32_t i = 0; i < PROMPT_TOKENS; i++)
             ids[i] = 5 + (job * 7919u + i * 104729u) % (vocab_size - 5);
         const struct engine_request request = {
@@ -108,16 +110,8 @@ static enum status submit_all(struct engine *engine, const struct talkers *talke
     return STATUS_OK;
 }
 
-/* Until every one has spoken; then the steps that count. */
-static enum status run(struct engine *engine, struct talkers *talkers)
+static enum status time_steps(struct engine *engine, struct talkers *talkers)
 {
-    struct engine_progress progress;
-    do {
-        if (!engine_step(engine, on_event, talkers) || talkers->failed > 0)
-            return STATUS_FAIL(STATUS_INTERNAL, "a request ended before its time");
-        engine_progress(engine, &progress);
-        bench_progress("%u of %u sequences run", progress.running_requests, talkers->sequences);
-    } while (progress.queued_requests > 0 || progress.running_tokens > talkers->released);
     for (uint32_t i = 0; i < talkers->steps; i++) {
         const uint64_t started_us = clock_now_us();
         const uint32_t released = talkers->released;
@@ -132,6 +126,44 @@ static enum status run(struct engine *engine, struct talkers *talkers)
     return STATUS_OK;
 }
 
+/* All places are taken, so the queue stays as it is. Leaves the first times as they were. */
+static enum status run_queued(struct engine *engine, struct talkers *talkers, uint32_t vocab_size)
+{
+    struct talkers behind = {.sequences = talkers->sequences, .steps = talkers->steps, .released = talkers->released};
+    uint64_t started_us = clock_now_us();
+    TRY(submit(engine, talkers->sequences, QUEUED, vocab_size));
+    talkers->submit_us = (double)(clock_now_us() - started_us) / QUEUED;
+    behind.step_us = calloc(3 * (size_t)behind.steps, sizeof(double));
+    if (behind.step_us == NULL)
+        return STATUS_FAIL(STATUS_NO_MEMORY, "no memory for the times");
+    behind.forward_us = behind.step_us + behind.steps;
+    behind.rest_us = behind.forward_us + behind.steps;
+    const enum status st = time_steps(engine, &behind);
+    if (st == STATUS_OK)
+        talkers->queued_rest_us = bench_median(behind.rest_us, behind.steps);
+    free(behind.step_us);
+    started_us = clock_now_us();
+    for (uint32_t job = 0; job < QUEUED; job++) /* in another order than they came */
+        engine_cancel(engine, talkers->sequences + job * 40503u % QUEUED);
+    engine_step(engine, on_event, talkers);
+    talkers->cancel_us = (double)(clock_now_us() - started_us) / QUEUED;
+    return st;
+}
+
+/* Until every one has spoken; then the steps that count. */
+static enum status run(struct engine *engine, struct talkers *talkers, uint32_t vocab_size)
+{
+    struct engine_progress progress;
+    do {
+        if (!engine_step(engine, on_event, talkers) || talkers->failed > 0)
+            return STATUS_FAIL(STATUS_INTERNAL, "a request ended before its time");
+        engine_progress(engine, &progress);
+        bench_progress("%u of %u sequences run", progress.running_requests, talkers->sequences);
+    } while (progress.queued_requests > 0 || progress.running_tokens > talkers->released);
+    TRY(time_steps(engine, talkers));
+    return run_queued(engine, talkers, vocab_size);
+}
+
 static enum status bench_engine(const char *dir, struct talkers *talkers, uint32_t vocab_size)
 {
     struct engine *engine = NULL;
@@ -142,7 +174,7 @@ static enum status bench_engine(const char *dir, struct talkers *talkers, uint32
         .batch_tokens = 1024 + talkers->sequences,
         .sequences_max = talkers->sequences,
         .step_ms_max = 3600000,
-        .queue_requests_max = talkers->sequences,
+        .queue_requests_max = QUEUED,
         .rewind_tokens = UINT32_MAX,
         .snapshots_max = UINT32_MAX,
         .backend = &timed_ops,
@@ -150,9 +182,9 @@ static enum status bench_engine(const char *dir, struct talkers *talkers, uint32
     timed_ops = backend_cpu_ops;
     timed_ops.forward = timed_forward;
     TRY(engine_create(&config, &engine));
-    enum status st = submit_all(engine, talkers, vocab_size);
+    enum status st = submit(engine, 0, talkers->sequences, vocab_size);
     if (st == STATUS_OK)
-        st = run(engine, talkers);
+        st = run(engine, talkers, vocab_size);
     engine_destroy(&engine);
     return st;
 }
@@ -213,11 +245,15 @@ int main(int argc, char **argv)
                "scheduling, pages, text and events %.0f us (%.2f%% of the forward)\n",
                talkers.sequences, step, forward, rest, 100 * rest / step, draw_us, scheduling,
                100 * scheduling / forward);
+        printf("with %u requests waiting: the rest %.0f us; submit %.1f us, cancel and its end %.1f us a request\n", QUEUED,
+               talkers.queued_rest_us, talkers.submit_us, talkers.cancel_us);
         bench_json_begin(stdout, &options, argc, argv);
         printf(",\"plan_256_us\":%.1f,\"plan_1024_us\":%.1f,\"plan_1024_no_room_us\":%.1f,\"sequences\":%u,\"step_us\":"
                "%.0f,"
-               "\"forward_us\":%.0f,\"rest_us\":%.0f,\"draw_us\":%.0f}\n",
-               plan256, plan1024, tight1024, talkers.sequences, step, forward, rest, draw_us);
+               "\"forward_us\":%.0f,\"rest_us\":%.0f,\"draw_us\":%.0f,\"queued_rest_us\":%.0f,\"submit_us\":%.2f,"
+               "\"cancel_us\":%.2f}\n",
+               plan256, plan1024, tight1024, talkers.sequences, step, forward, rest, draw_us, talkers.queued_rest_us,
+               talkers.submit_us, talkers.cancel_us);
     } else {
         fprintf(stderr, "bench-scheduler: %s\n", status_detail());
     }

@@ -3,6 +3,7 @@
  *
  * A turn sends the whole history (about 5,600 tokens) and draws 140. Of the turns 7% retry the last reply, 2% edit the last message of
  * the user, 1% edit one drawn from the last 30 messages. Conversations take turns, so that each finds the others' KV in between.
+ * All steps of the engine are timed: the longest and the 99th percentile beside the limit that prefill is cut for.
  * Then the first token of one prompt of 8,192 tokens: cold, and after a turn that left all but a message of it in the cache. */
 #include <stdio.h>
 #include <stdlib.h>
@@ -44,6 +45,24 @@ struct mode_result {
     uint32_t turns;
     uint64_t digest;                /* of all replies: must not depend on the cache */
 };
+
+#define STEP_MS_MAX 250u            /* the engine's default */
+#define STEPS_MAX   (1u << 20)      /* that are timed */
+
+static struct { double *ms; uint32_t count, over; } steps;
+
+/* One step, timed if it did anything. */
+static bool step(struct engine *engine, engine_event_fn *sink, void *user)
+{
+    const uint64_t started_us = clock_now_us();
+    const bool worked = engine_step(engine, sink, user);
+    const double ms = (double)(clock_now_us() - started_us) / 1e3;
+    if (worked && steps.count < STEPS_MAX) {
+        steps.ms[steps.count++] = ms;
+        steps.over += ms > STEP_MS_MAX;
+    }
+    return worked;
+}
 
 static uint64_t random_state;
 
@@ -93,7 +112,7 @@ static enum status run_turn(struct engine *engine, const char *tenant, const uin
                             struct turn_result *result)
 {
     static uint64_t job;
-    while (engine_step(engine, on_event, result))
+    while (step(engine, on_event, result))
         ;
     *result = (struct turn_result){.started_us = clock_now_us()};
     const struct engine_request request = {
@@ -109,7 +128,7 @@ static enum status run_turn(struct engine *engine, const char *tenant, const uin
     };
     TRY(engine_submit(engine, &request, NULL));
     while (!result->ended)
-        engine_step(engine, on_event, result);
+        step(engine, on_event, result);
     return result->failed ? STATUS_FAIL(STATUS_INTERNAL, "a turn failed") : STATUS_OK;
 }
 
@@ -263,7 +282,8 @@ int main(int argc, char **argv)
     struct engine *engine = NULL;
     struct mode_result on = {0}, off = {0};
     struct prefix_result prefix = {0};
-    enum status st = engine_create(&config, &engine);
+    steps.ms = calloc(STEPS_MAX, sizeof *steps.ms);
+    enum status st = steps.ms != NULL ? engine_create(&config, &engine) : STATUS_FAIL(STATUS_NO_MEMORY, "no memory for the times");
     uint32_t vocab = 0;
     if (st == STATUS_OK)
         st = bench_vocabulary(dir, &vocab);
@@ -293,15 +313,17 @@ int main(int argc, char **argv)
                bench_median(on.turn_ms, on.turns) / bench_median(off.turn_ms, off.turns));
         printf("prompt of %u tokens: first token %.1f ms on a miss, %.1f ms on a hit (%u tokens computed): %.4f\n", PREFIX_TOKENS,
                prefix.miss_ms, prefix.hit_ms, prefix.hit_computed, prefix.hit_ms / prefix.miss_ms);
+        const double step_longest = bench_quantile(steps.ms, steps.count, 1), step_p99 = bench_quantile(steps.ms, steps.count, 0.99);
+        printf("%u steps: the longest %.1f ms, p99 %.1f ms, %u above %u ms\n", steps.count, step_longest, step_p99, steps.over, STEP_MS_MAX);
         bench_json_begin(stdout, &options, argc, argv);
         printf(",\"turns\":%u,\"prompt_tokens\":%llu,\"cached_tokens\":%llu,\"ideal_tokens\":%llu,\"first_ms_cache\":%.3f,\"first_ms_no_cache\":%.3f,"
-               "\"turn_ms_cache\":%.3f,\"turn_ms_no_cache\":%.3f,\"first_ms_cache_p90\":%.3f,\"prefix_hit_ms\":%.3f,\"prefix_miss_ms\":%.3f,\"prefix_hit_over_miss\":%.5f}\n",
+               "\"turn_ms_cache\":%.3f,\"turn_ms_no_cache\":%.3f,\"first_ms_cache_p90\":%.3f,\"prefix_hit_ms\":%.3f,\"prefix_miss_ms\":%.3f,\"prefix_hit_over_miss\":%.5f,\"step_ms_longest\":%.1f,\"step_ms_p99\":%.1f,\"steps\":%u,\"steps_over\":%u}\n",
                on.turns, (unsigned long long)on.prompt_tokens, (unsigned long long)on.cached_tokens, (unsigned long long)on.ideal_tokens,
                bench_median(on.first_ms, on.turns), bench_median(off.first_ms, off.turns), bench_median(on.turn_ms, on.turns),
                bench_median(off.turn_ms, off.turns), bench_quantile(on.first_ms, on.turns, 0.9), prefix.hit_ms, prefix.miss_ms,
-               prefix.hit_ms / prefix.miss_ms);
+               prefix.hit_ms / prefix.miss_ms, step_longest, step_p99, steps.count, steps.over);
     }
     engine_destroy(&engine);
-    free(on.first_ms), free(on.turn_ms), free(off.first_ms), free(off.turn_ms);
+    free(on.first_ms), free(on.turn_ms), free(off.first_ms), free(off.turn_ms), free(steps.ms);
     return st == STATUS_OK ? 0 : 1;
 }

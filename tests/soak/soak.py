@@ -10,6 +10,7 @@ move to the host tier, are evicted, and sequences are preempted. Checked while i
   - greedy replies to the same prompt are the same, whatever else goes on;
   - no request waits for its next sign of life longer than --stall seconds;
   - afterwards no worker has a request running or waiting;
+  - the KV cache was too small: the workers say at their end that they suspended, demoted, promoted and evicted (after five minutes or more);
   - memory of each process: the highest reading of the last third at most 5% + 8 MiB above that of the second third.
 Last line: one JSON object. Exit code 0: all of it held. 1: it did not. 2: wrong use.
 """
@@ -19,6 +20,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import sys
 import tempfile
 import time
@@ -34,6 +36,10 @@ OPEN_MAX = 4                  # requests of one client at a time
 # Cancel, deadline and refusal are wanted; anything else has to end well.
 EXPECTED = {"cancel": {"OK", "CANCELLED"}, "deadline": {"OK", "DEADLINE"}, "too large": {"TOO_LARGE"}, "invalid": {"INVALID"},
             "turn": {"OK", "OVER_CAPACITY"}}
+
+
+PRESSURE = re.compile(r"KV cache: (?P<suspended>\d+) sequences suspended, (?P<demoted>\d+) pages demoted, (?P<promoted>\d+) promoted, "
+                      r"(?P<evicted>\d+) conversations evicted")
 
 
 class Failure(Exception):
@@ -126,7 +132,8 @@ class Client:
         else:
             talk.messages = talk.messages + [say(self.line(), "ROMEO")]
         kind = self.random.choices(("turn", "cancel", "deadline", "too large", "invalid"), (90, 5, 2, 1, 2))[0]
-        head = {"conversation": talk.conversation(), "tenant": f"tenant-{self.number % 3}"}
+        head = {"conversation": talk.conversation(), "tenant": f"tenant-{self.number % 3}",
+                "priority": self.random.choice((0, 0, 1))}
         body, messages = self.sampling(), talk.messages
         if kind == "deadline":
             head["deadline_ms"] = self.random.randint(1, 200)
@@ -158,8 +165,6 @@ class Client:
         if request.code not in EXPECTED[request.kind]:
             raise Failure(f"{request.kind} ended with {request.code}: {request.error.detail.decode()}")
         if request.code != "OK":
-            if request.kind in ("turn", "cancel", "deadline"):
-                talk.messages = talk.messages[:1] if len(talk.messages) < 2 else talk.messages
             return
         self.soak.counts["prompt tokens"] += request.usage.prompt_tokens
         self.soak.counts["cached tokens"] += request.usage.cached_tokens
@@ -201,7 +206,7 @@ class Client:
 class Soak:
     def __init__(self, cluster, options):
         self.cluster, self.seed, self.stall_s, self.ending = cluster, options.seed, options.stall * SLOWER, False
-        self.lines = scene_lines()
+        self.lines, self.pressure, self.seconds = scene_lines(), {}, options.minutes * 60
         self.counts, self.codes, self.twins = collections.Counter(), collections.Counter(), collections.deque(maxlen=500)
         self.memory = {process.name: [] for process in cluster.processes()}
         self.started = time.monotonic()
@@ -241,6 +246,17 @@ class Soak:
                 if not peer.pump(idle, 30 * SLOWER, what=None):
                     raise Failure(f"{worker.name} still has requests: {peer.leases[-1].load}")
 
+    def check_pressure(self):
+        """What the workers said when they ended; with little time it may not have come to all of it."""
+        for worker in self.cluster.workers:
+            said = PRESSURE.search(worker.log())
+            if not said:
+                raise Failure(f"{worker.name} did not say how its KV cache was used")
+            self.pressure[worker.name] = {key: int(value) for key, value in said.groupdict().items()}
+            missing = [key for key, value in self.pressure[worker.name].items() if value == 0]
+            if missing and self.seconds >= 300:
+                raise Failure(f"{worker.name}: its KV cache was never so full that anything was {' or '.join(missing)}")
+
     def check_memory(self):
         for name, readings in self.memory.items():
             third = len(readings) // 3
@@ -272,15 +288,22 @@ def main():
             except (Failure, AssertionError) as error:
                 failure = str(error)
                 print(cluster.logs()[-6000:], file=sys.stderr)
+        if not failure:
+            try:
+                soak.check_pressure()                              # the processes have ended, their logs are there
+            except Failure as error:
+                failure = str(error)
     for code, count in sorted(soak.codes.items()):
         print(f"{count:8d}  {code}")
     memory = {name: {"first": round(readings[0], 1), "middle": round(max(readings[len(readings) // 3:2 * len(readings) // 3] or [0]), 1),
                      "last": round(readings[-1], 1)} for name, readings in soak.memory.items()}
     for name, value in memory.items():
         print(f"{name}: {value['first']} MiB at first, at most {value['middle']} in the second third, {value['last']} at the end")
+    for name, value in soak.pressure.items():
+        print(f"{name}: KV cache: " + ", ".join(f"{count} {key}" for key, count in value.items()))
     if failure:
         print(f"FAILED: {failure}")
-    print(json.dumps({"ok": failure is None, "minutes": options.minutes, "seed": options.seed, **soak.counts, "memory_mib": memory}))
+    print(json.dumps({"ok": failure is None, "minutes": options.minutes, "seed": options.seed, **soak.counts, "memory_mib": memory, "kv": soak.pressure}))
     return 1 if failure else 0
 
 

@@ -7,7 +7,7 @@
 #include "worker/convert/input_file.h"
 
 /* Gemma's activations have outliers that one int8 scale a row does not survive: rotation spreads them over 128 columns; what the head and
- * the MLP's last layer read is not enough even then (ENGINE.md's figures: gemma.cpp issue 1002), so these are 16 bits wide. The per-layer
+ * the MLP's last layer read is not enough even then (gemma.cpp issue 1002), so these are 16 bits wide. The per-layer
  * gate reads the residual itself, without a norm. */
 static const struct {
     const char *match;

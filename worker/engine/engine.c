@@ -379,6 +379,18 @@ void engine_progress(const struct engine *engine, struct engine_progress *out)
     };
 }
 
+void engine_pressure(const struct engine *engine, struct engine_pressure *out)
+{
+    struct kv_cache_counts counts;
+    kv_cache_counts(engine->cache, &counts);
+    *out = (struct engine_pressure){
+        .suspended = engine->suspensions,
+        .demoted = counts.demoted,
+        .promoted = counts.promoted,
+        .evicted = counts.evicted_snapshots + counts.evicted_rewinds + counts.evicted_leaves,
+    };
+}
+
 void engine_trace_plans(struct engine *engine, FILE *out)
 {
     engine->trace = out;
@@ -474,7 +486,10 @@ static bool end_jobs(struct engine *engine)
     static const char cancelled[] = "the request was cancelled", late[] = "the deadline of the request has passed";
     bool ended = false;
     struct job *job, *next;
-    while ((job = job_queue_take_ended(&engine->queue, now_ms)) != NULL) {
+    /* What the sink submits meanwhile has its turn in the next step, late or not. */
+    for (uint32_t left = engine->queue.count; left > 0; left--) {
+        if ((job = job_queue_take_ended(&engine->queue, now_ms)) == NULL)
+            break;
         engine_fail_waiting(engine, job, job->cancelled ? STATUS_CANCELLED : STATUS_TIMEOUT,
                             job->cancelled ? cancelled : late);
         ended = true;

@@ -121,6 +121,12 @@ struct engine_progress {             /* a snapshot, readable from any thread */
     uint64_t kv_tokens_used, kv_tokens_max;     /* kept conversations count as used */
 };
 
+struct engine_pressure {             /* since create: what lack of memory or places cost; all 0: there was enough */
+    uint64_t suspended;              /* sequences that were preempted, each time */
+    uint64_t demoted, promoted;      /* pages that went to the host tier, and came back */
+    uint64_t evicted;                /* kept conversations that lost resume points, R or everything */
+};
+
 /* Also runs DIR/known_answer.json (engine_seal): STATUS_CORRUPT if this machine computes anything else. Without that file a
  * warning is logged. */
 enum status engine_create(const struct engine_config *config, struct engine **out);
@@ -147,6 +153,7 @@ typedef void engine_logits_fn(void *user, uint64_t job, uint32_t choice, uint32_
 void engine_observe_logits(struct engine *engine, engine_logits_fn *fn, void *user);
 
 void engine_progress(const struct engine *engine, struct engine_progress *out);
+void engine_pressure(const struct engine *engine, struct engine_pressure *out);
 void engine_forget_cache(struct engine *engine);      /* drops all kept KV (tests, operators) */
 enum status engine_check(const struct engine *engine);   /* verifies the KV cache's invariants, slowly (tests, debugging) */
 

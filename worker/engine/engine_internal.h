@@ -62,7 +62,7 @@ struct engine {
     struct job *idle;                /* background work that runs or is about to; NULL: none */
     struct idle_reply replies[ENGINE_IDLE_MAX];   /* ring, oldest first */
     uint32_t reply_first, reply_count;
-    uint64_t arrivals;
+    uint64_t arrivals, suspensions;  /* since create */
 
     struct choice **slots;           /* (slots_max); NULL: free */
     uint32_t *free_slots;            /* (slots_max), the first free_count */
@@ -73,7 +73,7 @@ struct engine {
     uint64_t page_bytes;             /* of one page of every group */
     struct step_pace pace;
     struct scheduler_entry *entries; /* (slots_max + SCHEDULER_WAITING_MAX) */
-    struct job *shown[SCHEDULER_WAITING_MAX];     /* waiting jobs in the table; NULL once admitted */
+    struct job *shown[SCHEDULER_WAITING_MAX];     /* waiting jobs in the table */
     uint32_t shown_slots[SCHEDULER_WAITING_MAX];  /* the slots they would take */
     uint32_t shown_count;
     struct scheduler_plan plan;

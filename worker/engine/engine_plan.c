@@ -149,6 +149,19 @@ static uint64_t reserve_pages(const struct choice *choice)
     return page_count(choice->count - counted(choice)) + branches;
 }
 
+/* The middle of the chunk that lies furthest into its context. */
+static uint32_t prefill_position(const struct engine *engine, uint32_t count)
+{
+    uint32_t furthest = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        const struct scheduler_entry *entry = &engine->entries[i];
+        const uint32_t chunk = entry->tokens_left < engine->chunk_tokens ? entry->tokens_left : engine->chunk_tokens;
+        if (entry->state != SCHEDULER_DECODE && entry->tokens + chunk / 2 > furthest)
+            furthest = entry->tokens + chunk / 2;
+    }
+    return furthest;
+}
+
 static uint32_t build_table(struct engine *engine, struct scheduler_limits *limits)
 {
     uint32_t count = 0, decoding = 0;
@@ -164,19 +177,22 @@ static uint32_t build_table(struct engine *engine, struct scheduler_limits *limi
         count++;
     }
     *limits = (struct scheduler_limits){
-        .tokens_budget = step_pace_budget(&engine->pace, decoding, engine->rows_max),
         .chunk_tokens_max = engine->chunk_tokens,
         .sequences_max = engine->sequences_max,
         .bytes_room = kv_cache_room(engine->cache),
         .bytes_reserve = pages * engine->page_bytes,
     };
-    return describe_shown(engine, count);
+    count = describe_shown(engine, count);
+    limits->tokens_budget =
+        step_pace_budget(&engine->pace, decoding, prefill_position(engine, count), engine->rows_max);
+    return count;
 }
 
 /* ---- carrying out: who comes and goes ---- */
 
 static void suspend(struct engine *engine, struct choice *choice)
 {
+    engine->suspensions++;
     kv_cache_suspend(engine->cache, choice->sequence);
     engine_move_choice(engine, choice, CHOICE_SUSPENDED); /* and its run, if it has one, is taken out */
 }
@@ -459,15 +475,17 @@ static void compute(struct engine *engine)
 
 static void record_pace(struct engine *engine, uint64_t started_us)
 {
-    uint32_t decoded = 0, prefilled = 0;
+    struct step_work work = {0};
     for (uint32_t i = 0; i < engine->run_count; i++) {
         const struct engine_run *run = &engine->runs[i];
-        if (run->count == 1 && run->rows == 1)
-            decoded++;
-        else
-            prefilled += run->count;
+        if (run->count == 1 && run->rows == 1) {
+            work.decoded++;
+        } else {
+            work.prefilled += run->count;
+            work.positions += (uint64_t)run->count * (run->start + run->count / 2);
+        }
     }
-    step_pace_record(&engine->pace, decoded, prefilled, clock_now_us() - started_us);
+    step_pace_record(&engine->pace, &work, clock_now_us() - started_us);
 }
 
 static void trace_plan(const struct engine *engine, const struct scheduler_limits *limits)
@@ -480,6 +498,7 @@ static void trace_plan(const struct engine *engine, const struct scheduler_limit
 
 bool engine_plan_step(struct engine *engine)
 {
+    const uint64_t started_us = clock_now_us();
     struct scheduler_limits limits;
     const uint32_t count = build_table(engine, &limits);
     engine->run_count = 0;
@@ -488,9 +507,7 @@ bool engine_plan_step(struct engine *engine)
     scheduler_plan(engine->entries, count, &limits, &engine->plan);
     trace_plan(engine, &limits);
     carry_out(engine);
-    const uint64_t started_us = clock_now_us();
     compute(engine);
-    record_pace(engine, started_us);
     for (uint32_t i = 0; i < engine->run_count; i++) {
         const struct engine_run *run = &engine->runs[i];
         kv_cache_append(engine->cache, run->choice->sequence, run->choice->ids + run->start, run->count);
@@ -498,5 +515,6 @@ bool engine_plan_step(struct engine *engine)
     for (uint32_t i = 0; i < engine->run_count; i++)
         if (engine->runs[i].choice->state == CHOICE_RUNNING) /* not ended with another choice of its job */
             engine_take_logits(engine, &engine->runs[i]);
+    record_pace(engine, started_us);
     return true;
 }

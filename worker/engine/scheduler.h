@@ -12,7 +12,8 @@
  *   5. background work (idle_only) runs only in a step without any other, and is dropped when other work comes.
  * Memory: what a waiting or suspended sequence needs is counted whole, cached pages too: those are part of the room until somebody uses them.
  * A sequence that cannot get memory for one token preempts whoever ranks below it; if nobody does, it goes (decode) or waits (prefill).
- * If the first suspended or waiting one does not fit, nothing behind it comes (large prompts are not overtaken for ever).
+ * If the first suspended or waiting one does not fit, nothing behind it comes (large prompts are not overtaken for ever). Priorities are strict:
+ * as long as higher ones keep all places or memory, lower ones wait until their deadline. Within a priority the first to arrive prefills first.
  * A sequence that is loading (copies under way) takes no tokens. The budget is in tokens; the engine derives it from the measured time per
  * token so that a step stays under its limit; decode comes before it and is not
  * limited by it (the engine makes it at least the number that decode, plus one). Progress: when nothing else runs the first by rank always gets at least one token. */

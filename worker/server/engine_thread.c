@@ -3,10 +3,12 @@
  * guarded by mutex; the engine pointer itself is set once, before READY is published, and then constant. */
 #include "worker/server/engine_thread.h"
 #include <assert.h>
+#include <inttypes.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include "common/log.h"
 #include "common/loop.h"
 #include "worker/server/request.h"
 
@@ -206,6 +208,15 @@ static void run_serve(struct engine_thread *thread)
     free_commands(commands);
 }
 
+static void log_pressure(const struct engine *engine)
+{
+    struct engine_pressure pressure;
+    engine_pressure(engine, &pressure);
+    LOG_INFO("KV cache: %" PRIu64 " sequences suspended, %" PRIu64 " pages demoted, %" PRIu64 " promoted, %" PRIu64
+             " conversations evicted in part or whole",
+             pressure.suspended, pressure.demoted, pressure.promoted, pressure.evicted);
+}
+
 static void *run(void *arg)
 {
     struct engine_thread *thread = arg;
@@ -216,8 +227,10 @@ static void *run(void *arg)
     pthread_mutex_unlock(&thread->mutex);
     run_collect_own(thread, st == STATUS_OK ? ENGINE_THREAD_READY : ENGINE_THREAD_FAILED, 0, st, 0);
     run_publish(thread);
-    if (st == STATUS_OK && !thread->memory_out)
+    if (st == STATUS_OK && !thread->memory_out) {
         run_serve(thread);
+        log_pressure(engine);
+    }
     return NULL;
 }
 

@@ -891,6 +891,32 @@ static void test_alternatives_that_disagree(void **state)
     assert_int_equal(decode_message(&m), STATUS_INVALID);
 }
 
+/* NaN is for rows that did not ask: for all tokens of a row or none, and never beside alternatives. */
+static void test_logprobs_of_part_of_a_row(void **state)
+{
+    (void)state;
+    static const struct {
+        uint8_t nan[3]; /* rows of two tokens and of one */
+        enum status plain, with_alternatives;
+    } cases[] = {
+        {{0, 0, 0}, STATUS_OK, STATUS_OK},
+        {{1, 1, 0}, STATUS_OK, STATUS_INVALID},
+        {{0, 0, 1}, STATUS_OK, STATUS_INVALID},
+        {{1, 0, 0}, STATUS_INVALID, STATUS_INVALID},
+        {{0, 1, 0}, STATUS_INVALID, STATUS_INVALID},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        uint8_t column[12] = {0};
+        for (unsigned token = 0; token < 3; token++)
+            if (cases[i].nan[token])
+                memcpy(column + 4 * token, "\0\0\xc0\x7f", 4);
+        struct wire_message plain = wire_sample_first(WIRE_TOKENS), m = wire_sample(WIRE_TOKENS);
+        plain.tokens.logprobs = m.tokens.logprobs = wire_span_of(column, sizeof column);
+        assert_int_equal(decode_message(&plain), cases[i].plain);
+        assert_int_equal(decode_message(&m), cases[i].with_alternatives);
+    }
+}
+
 static void test_rows_of_the_prompt(void **state)
 {
     (void)state;
@@ -1159,6 +1185,7 @@ int main(void)
         cmocka_unit_test(test_numbers),
         cmocka_unit_test(test_columns_that_disagree),
         cmocka_unit_test(test_alternatives_that_disagree),
+        cmocka_unit_test(test_logprobs_of_part_of_a_row),
         cmocka_unit_test(test_rows_of_the_prompt),
         cmocka_unit_test(test_column_reading),
         cmocka_unit_test(test_batch_splits),

@@ -219,6 +219,42 @@ static void suspended_ones_can_be_cancelled(void **state)
     }
 }
 
+/* Kept, suspended and loading alike: what is forgotten is computed again. */
+static void the_cache_can_be_forgotten_at_any_time(void **state)
+{
+    (void)state;
+    enum { JOBS = 6 };
+    for (int host = 0; host < 2; host++) {
+        struct engine_config config = fixture_config();
+        struct client client;
+        struct client_job *jobs[JOBS];
+        struct engine_request requests[JOBS];
+        struct engine_pressure pressure;
+        config.kv_bytes = 2 * FIXTURE_CONVERSATION;
+        config.kv_host_bytes = host ? 2 * FIXTURE_CONVERSATION : 0;
+        struct engine *engine = fixture_engine(&config);
+        fake_backend.late_polls_max = 4;
+        client_setup(&client, engine);
+        client.check = true;
+        for (int i = 0; i < JOBS; i++) {
+            requests[i] = fixture_request(fixture_ids((uint64_t)i, 100), 100, 300);
+            requests[i].choices = 1 + (uint32_t)i % 2;
+            assert_ok(client_submit(&client, &requests[i], &jobs[i]));
+        }
+        while (client.ended < JOBS) {
+            client_step(&client);
+            if (client.steps % 7 == 0)
+                engine_forget_cache(engine);
+        }
+        engine_pressure(engine, &pressure);
+        assert_true(pressure.suspended > 0);
+        for (int i = 0; i < JOBS; i++)
+            assert_same_alone(jobs[i], &requests[i]);
+        client_free(&client);
+        engine_destroy(&engine);
+    }
+}
+
 /* Suspended in the middle of its prompt, its KV lost: what is computed again is not scored again. */
 static void a_scored_prompt_is_scored_once(void **state)
 {
@@ -308,6 +344,36 @@ static void more_choices_than_places(void **state)
         client_free(&client);
         engine_destroy(&engine);
     }
+}
+
+static void cancel_at_the_fifth(struct client *client, const struct engine_event *event)
+{
+    if (event->kind == ENGINE_TOKENS && event->choice == 2 && event->first == 4)
+        engine_cancel(client->engine, event->job);
+}
+
+static void choices_are_cancelled_together(void **state)
+{
+    (void)state;
+    struct engine_config config = fixture_config();
+    config.sequences_max = 3; /* one of four waits suspended */
+    struct engine *engine = fixture_engine(&config);
+    struct client client;
+    struct client_job *job = NULL;
+    client_setup(&client, engine);
+    client.check = true;
+    client.on_event = cancel_at_the_fifth;
+    struct engine_request request = fixture_request(fixture_ids(3, 150), 150, 30);
+    request.choices = 4;
+    assert_ok(client_submit(&client, &request, &job));
+    client_run(&client);
+    assert_int_equal(job->end.status, STATUS_CANCELLED);
+    assert_in_range(job->replies[2].count, 5, 6); /* within a step */
+    assert_int_equal(job->replies[3].count, 1);
+    client.on_event = NULL;
+    assert_int_equal(client_ask(&client, &request)->end.cached_tokens, 149);
+    client_free(&client);
+    engine_destroy(&engine);
 }
 
 /* ---- failing runs ---- */
@@ -475,9 +541,11 @@ int main(void)
         cmocka_unit_test(preempted_without_a_host_tier),
         cmocka_unit_test(a_higher_priority_takes_the_only_place),
         cmocka_unit_test(suspended_ones_can_be_cancelled),
+        cmocka_unit_test(the_cache_can_be_forgotten_at_any_time),
         cmocka_unit_test(a_scored_prompt_is_scored_once),
         cmocka_unit_test(choices_share_the_prompt),
         cmocka_unit_test(more_choices_than_places),
+        cmocka_unit_test(choices_are_cancelled_together),
         cmocka_unit_test(a_corrupt_run_ends_only_its_job),
         cmocka_unit_test(another_failure_ends_the_batch_and_no_more),
         cmocka_unit_test(idle_time_computes_the_reply_as_it_will_be_read),

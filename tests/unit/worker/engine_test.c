@@ -373,6 +373,37 @@ static void a_number_is_free_again_at_the_end(void **state)
     engine_destroy(&engine);
 }
 
+/* Whoever submits again at once what is late already gets an answer a step, and the step an end. */
+static void resubmit_late(void *user, const struct engine_event *event)
+{
+    struct engine *engine = user;
+    struct engine_request request = fixture_request(chain_ids, 20, 2);
+    if (event->kind != ENGINE_FAILED)
+        return; /* it was let in; the next step finds it late */
+    assert_int_equal(event->status, STATUS_TIMEOUT);
+    chain_left++;
+    request.job = event->job;
+    request.deadline_ms = 1;
+    assert_ok(engine_submit(engine, &request, NULL));
+}
+
+static void a_sink_cannot_hold_a_step(void **state)
+{
+    (void)state;
+    struct engine *engine = make_engine(8, 64);
+    chain_ids = fixture_ids(11, 20);
+    chain_left = 0;
+    struct engine_request request = fixture_request(chain_ids, 20, 2);
+    request.job = 7;
+    request.deadline_ms = 1;
+    assert_ok(engine_submit(engine, &request, NULL));
+    for (unsigned step = 1; step <= 5; step++) {
+        assert_true(engine_step(engine, resubmit_late, engine));
+        assert_int_equal(chain_left, step);
+    }
+    engine_destroy(&engine);
+}
+
 struct watch {
     const struct engine *engine;
     atomic_bool stop;
@@ -433,6 +464,7 @@ int main(void)
         cmocka_unit_test(bad_configurations_are_refused),
         cmocka_unit_test(a_sink_may_submit_and_cancel),
         cmocka_unit_test(a_number_is_free_again_at_the_end),
+        cmocka_unit_test(a_sink_cannot_hold_a_step),
         cmocka_unit_test(progress_is_readable_from_another_thread),
     };
     return cmocka_run_group_tests(tests, fixture_setup, fixture_teardown);

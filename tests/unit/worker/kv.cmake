@@ -1,3 +1,6 @@
-roost_unit_test(NAME kv_random_test SOURCES kv_random_test.c kv_world.c fake_backend.c LIBRARIES roost_kv LABELS unit seeded)
+roost_unit_test(NAME kv_arena_test SOURCES kv_arena_test.c fake_backend.c LIBRARIES roost_kv LABELS unit seeded)
+roost_unit_test(NAME kv_tree_test SOURCES kv_tree_test.c LIBRARIES roost_kv LABELS unit seeded)
 roost_unit_test(NAME kv_cache_test SOURCES kv_cache_test.c kv_world.c fake_backend.c LIBRARIES roost_kv LABELS unit seeded)
+roost_unit_test(NAME kv_retention_test SOURCES kv_retention_test.c kv_world.c fake_backend.c LIBRARIES roost_kv LABELS unit seeded)
 roost_unit_test(NAME kv_tier_test SOURCES kv_tier_test.c kv_world.c fake_backend.c LIBRARIES roost_kv LABELS unit seeded)
+roost_unit_test(NAME kv_random_test SOURCES kv_random_test.c kv_world.c fake_backend.c LIBRARIES roost_kv LABELS unit seeded)

@@ -456,27 +456,65 @@ static void every_request_gets_done(void **state)
 
 /* ---- the pace ---- */
 
+struct machine { double decode_us, prefill_us, attend_us; }; /* attend: 1,024 tokens that one looks back on */
+
+/* One step at the full budget; returns what it took. */
+static double paced_step(struct step_pace *pace, const struct machine *machine, uint32_t decoding, uint32_t position)
+{
+    const uint32_t budget = step_pace_budget(pace, decoding, position + 32, 2000);
+    assert_true(budget > decoding && budget <= 2000); /* never nothing */
+    const uint32_t chunk = budget - decoding < 64 ? budget - decoding : 64;
+    const struct step_work work = {decoding, budget - decoding, (uint64_t)(budget - decoding) * (position + chunk / 2)};
+    const double us = decoding * machine->decode_us + work.prefilled * machine->prefill_us +
+                      (double)work.positions / 1024 * machine->attend_us;
+    step_pace_record(pace, &work, (uint64_t)us);
+    return budget == decoding + 1 ? 0 : us; /* no step can be shorter */
+}
+
 static void a_step_stays_below_its_limit(void **state)
 {
     (void)state;
-    for (double decode_us = 10; decode_us < 100000; decode_us *= 3)
-        for (double prefill_us = 10; prefill_us < 100000; prefill_us *= 3) {
-            struct step_pace pace;
-            step_pace_init(&pace, 250);
-            for (int step = 0; step < 200; step++) {
-                const uint32_t decoding = step % 3 == 0 ? 0 : 16, budget = step_pace_budget(&pace, decoding, 2000);
-                assert_true(budget > decoding && budget <= 2000); /* never nothing */
-                const double us = decoding * decode_us + (budget - decoding) * prefill_us;
-                if (step > 60 && budget > decoding + 1)
+    for (double decode_us = 10; decode_us < 20000; decode_us *= 3)
+        for (double prefill_us = 10; prefill_us < 20000; prefill_us *= 3)
+            for (double attend = 0.03; attend < 3; attend *= 3) { /* of prefill_us, 1,024 keys */
+                const struct machine machine = {decode_us, prefill_us, attend * prefill_us};
+                struct step_pace pace;
+                double us = 0;
+                step_pace_init(&pace, 250);
+                for (uint32_t step = 0; step < 300; step++) {
+                    const uint32_t decoding = step < 3 || decode_us > 10000 ? 0 : step % 3 * 8;
+                    us = paced_step(&pace, &machine, decoding, step * 64);
+                    if (us > 250000)
+                        fail_msg("step %u: %.0f ms; %g %g %g", step, us / 1000, decode_us, prefill_us, machine.attend_us);
+                }
+                for (uint32_t step = 0; step < 20; step++) { /* short prompts again, then back to a long one */
+                    us = paced_step(&pace, &machine, 0, step * 64 % 256);
                     assert_true(us < 250000);
-                if (step > 60 && budget < 2000 && us + prefill_us < 100000)
-                    fail_msg("%u tokens of %g and %g us leave most of a step unused", budget, decode_us, prefill_us);
-                if (step % 10 == 9 && decoding > 0) /* now and then nobody prefills */
-                    step_pace_record(&pace, decoding, 0, (uint64_t)(decoding * decode_us));
-                else
-                    step_pace_record(&pace, decoding, budget - decoding, (uint64_t)us);
+                }
+                if (us < 100000 && step_pace_budget(&pace, 0, 192 + 32, 2000) < 2000)
+                    fail_msg("%.0f ms: most of a step is not used; %g %g", us / 1000, prefill_us, attend);
+                assert_true(paced_step(&pace, &machine, 0, 16000) < 250000);
             }
-        }
+}
+
+/* A processor that was away for a while is no reason to crawl, nor is a batch that decodes. */
+static void the_pace_recovers(void **state)
+{
+    (void)state;
+    const struct machine machine = {100, 100, 10};
+    struct step_pace pace;
+    step_pace_init(&pace, 250);
+    for (int step = 0; step < 30; step++)
+        (void)paced_step(&pace, &machine, 0, 0);
+    const uint32_t before = step_pace_budget(&pace, 0, 0, 2000);
+    step_pace_record(&pace, &(struct step_work){.prefilled = before}, 20000000);
+    assert_in_range(step_pace_budget(&pace, 0, 0, 2000), before / 2 - 1, before / 2 + 1);
+    for (int step = 0; step < 5; step++)
+        (void)paced_step(&pace, &machine, 0, 0);
+    assert_true(step_pace_budget(&pace, 0, 0, 2000) > before * 9 / 10);
+    for (int step = 0; step < 100; step++)
+        step_pace_record(&pace, &(struct step_work){.decoded = 64}, 240000);
+    assert_in_range(step_pace_budget(&pace, 64, 0, 2000), 64 + 200, 64 + 260); /* a tenth of the limit */
 }
 
 static void refused_requests_are_told_when_to_return(void **state)
@@ -510,6 +548,7 @@ int main(void)
         cmocka_unit_test(random_tables_keep_the_rules),
         cmocka_unit_test(every_request_gets_done),
         cmocka_unit_test(a_step_stays_below_its_limit),
+        cmocka_unit_test(the_pace_recovers),
         cmocka_unit_test(refused_requests_are_told_when_to_return),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -4,7 +4,6 @@
 #include <string.h>
 #include "worker/engine/backend/backend_cpu_internal.h"
 #include "worker/engine/backend/host_memory.h"
-#include "worker/engine/backend/thread_pool.h"
 
 #define LOG2_E 0x1.715476p+0f     /* log2(e) rounded to float32 */
 

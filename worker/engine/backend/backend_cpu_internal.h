@@ -14,10 +14,10 @@
 #include "kernels/kernels.h"
 #include "worker/engine/backend/backend.h"
 #include "worker/engine/backend/backend_batch.h"
+#include "worker/engine/backend/thread_pool.h"
 #include "worker/engine/model/model.h"
 
 struct copy_queue;
-struct thread_pool;
 
 #define CPU_HEAD_SLICE 256u        /* outputs of the head that one thread computes at a time */
 #define CPU_ATTENTION_ROWS 32u     /* rows of one piece of attention */
@@ -85,6 +85,10 @@ struct backend {
 
 /* One row's work; false: a NaN or infinity. */
 typedef bool cpu_row_fn(struct backend *self, const void *job, uint32_t row, uint32_t thread);
+/* Whether so many int8 products are worth a fork. */
+bool cpu_splits(const struct backend *self, uint64_t products);
+/* work for every index below count, on all threads where the products of all of them are worth it. */
+void cpu_share(struct backend *self, uint64_t products, uint32_t count, thread_pool_fn *work, void *context);
 /* work for every row, split over the threads if rows times cost (in elements) is worth it. STATUS_CORRUPT names what and layer. */
 enum status cpu_each_row(struct backend *self, cpu_row_fn *work, const void *job, size_t cost, const char *what, uint32_t layer);
 void cpu_note_bad_row(struct backend *self, uint32_t row);

@@ -4,7 +4,6 @@
  *   slot:             K plane (kv_heads, 64, dim) | V plane (kv_heads, dim, 64) | K scales (kv_heads, 64) | V scales (kv_heads, 64) */
 #include <string.h>
 #include "worker/engine/backend/backend_cpu_internal.h"
-#include "worker/engine/backend/thread_pool.h"
 
 #define PAGE BACKEND_PAGE_TOKENS
 _Static_assert(PAGE == ATTENTION_BLOCK, "a page is one block of attention");
@@ -130,13 +129,27 @@ static void attend_part(void *context, uint32_t index, uint32_t thread)
     self->kernels->attention(&attention);
 }
 
+/* Of queries and keys, and of weights and values; windows by their width. */
+static uint64_t attention_products(const struct backend *self, enum model_layer_type type)
+{
+    const struct model_attention *geometry = &self->model->config.attention[type];
+    uint64_t keys = 0;
+    for (uint32_t s = 0; s < self->span_count; s++) {
+        const struct batch_span *span = &self->spans[s];
+        uint32_t behind = span->start + span->count, seen = geometry->window + geometry->sinks;
+        keys += (uint64_t)span->count * (type == MODEL_LAYER_LOCAL && seen < behind ? seen : behind);
+    }
+    return keys * 2 * self->model->config.head_count * geometry->head_dim;
+}
+
 void cpu_attend(struct backend *self, uint32_t layer)
 {
     uint32_t heads = self->model->config.head_count, wanted = 2 * self->config.threads, parts = 1;
-    if (self->config.threads > 1 && self->piece_count < wanted) {
+    uint64_t products = attention_products(self, self->model->config.layer_types[layer]);
+    if (cpu_splits(self, products) && self->piece_count < wanted) {
         parts = (wanted + self->piece_count - 1) / self->piece_count;
         parts = parts < heads ? parts : heads;
     }
     struct attend_job job = {.self = self, .layer = layer, .head_parts = parts};
-    thread_pool_run(self->pool, self->piece_count * parts, attend_part, &job);
+    cpu_share(self, products, self->piece_count * parts, attend_part, &job);
 }

@@ -7,7 +7,6 @@
  * Rows whose logits nobody wants leave once the last producing layer has stored their K and V; the rows behind them move up. */
 #include <string.h>
 #include "worker/engine/backend/backend_cpu_internal.h"
-#include "worker/engine/backend/thread_pool.h"
 
 #define PER_LAYER_SUM 0x1.6a09e6p-1f      /* 1/sqrt(2) rounded to float32 */
 #define GATE_COST 8u                      /* an activation beside a plain element */

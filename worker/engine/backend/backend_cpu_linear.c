@@ -2,12 +2,28 @@
  * A row's numbers depend on that row alone, so neither the batch nor the number of threads reaches them. */
 #include <string.h>
 #include "worker/engine/backend/backend_cpu_internal.h"
-#include "worker/engine/backend/thread_pool.h"
 
-#define SPLIT_ELEMENTS 16384u      /* of row work below which a fork costs more than it saves, some 5 us */
-#define SPLIT_PRODUCTS 131072u     /* the same for matrices */
+/* Work below this stays on the caller. A fork costs some 5 us while the other threads still look for work, ten times that when they sleep
+ * or have to share their processor; this is some 10 to 30 us of one thread's work. */
+#define SPLIT_ELEMENTS 32768u      /* of rows */
+#define SPLIT_PRODUCTS 1048576u    /* of matrices and attention */
 #define SLICE_OUTPUTS 32u          /* least for one thread */
 #define SLICE_STEP 16u             /* slices begin at multiples of this, for whole tiles */
+
+bool cpu_splits(const struct backend *self, uint64_t products)
+{
+    return self->config.threads > 1 && products > SPLIT_PRODUCTS;
+}
+
+void cpu_share(struct backend *self, uint64_t products, uint32_t count, thread_pool_fn *work, void *context)
+{
+    if (cpu_splits(self, products)) {
+        thread_pool_run(self->pool, count, work, context);
+        return;
+    }
+    for (uint32_t i = 0; i < count; i++)
+        work(context, i, 0);
+}
 
 void cpu_note_bad_row(struct backend *self, uint32_t row)
 {
@@ -126,7 +142,7 @@ enum status cpu_project(struct backend *self, const struct model_matrix *matrix,
 {
     TRY(prepare_input(self, matrix, what, layer));
     struct project_job job = {.self = self, .matrix = matrix, .accumulate = accumulate, .out = out, .slices = 1};
-    if (self->config.threads > 1 && (uint64_t)self->rows * matrix->rows * matrix->columns > SPLIT_PRODUCTS) {
+    if (cpu_splits(self, (uint64_t)self->rows * matrix->rows * matrix->columns)) {
         uint32_t most = (matrix->rows + SLICE_OUTPUTS - 1) / SLICE_OUTPUTS;
         job.slices = most < 2 * self->config.threads ? most : 2 * self->config.threads;
     }
@@ -154,8 +170,9 @@ static void logits_slice(void *context, uint32_t index, uint32_t thread)
 
 enum status cpu_project_logits(struct backend *self)
 {
-    uint32_t last = self->model->config.layer_count - 1;
+    const struct model_config *config = &self->model->config;
+    uint32_t last = config->layer_count - 1, slices = (config->vocab_size + CPU_HEAD_SLICE - 1) / CPU_HEAD_SLICE;
     TRY(prepare_input(self, &self->model->embedding, "the output", last));
-    thread_pool_run(self->pool, (self->model->config.vocab_size + CPU_HEAD_SLICE - 1) / CPU_HEAD_SLICE, logits_slice, self);
+    cpu_share(self, (uint64_t)self->rows * config->vocab_size * config->hidden_size, slices, logits_slice, self);
     return cpu_check_rows(self, "the logits", last);
 }

@@ -5,11 +5,12 @@
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include "kernels/kernels.h"
 
-/* Looks at the generation before sleeping: some 20 microseconds, the length of a small operation, so that the many short runs of a
- * decode step do not each pay for a wake-up. */
-#define SPINS 500u
+/* How long a thread looks before it sleeps: the length of a small operation, so that the many short runs of a decode step do not each pay
+ * for a wake-up. By the clock: a pause takes 10 to 50 ns, by the processor. */
+#define SPIN_NS 20000u
 
 struct member {                    /* one thread of the pool */
     struct thread_pool *pool;      /* ref */
@@ -32,11 +33,20 @@ struct thread_pool {
     struct member members[];       /* owned */
 };
 
-static void pause_briefly(void)
+static uint64_t now_ns(void)
+{
+    struct timespec time;
+    (void)clock_gettime(CLOCK_MONOTONIC, &time);
+    return (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
+}
+
+/* False: it is time to sleep. */
+static bool spin(uint64_t until)
 {
 #if defined(__x86_64__)
     __builtin_ia32_pause();
 #endif
+    return now_ns() < until;
 }
 
 static void take_indices(struct thread_pool *pool, thread_pool_fn *work, void *context, uint32_t count, uint32_t thread)
@@ -53,8 +63,8 @@ static void *member_main(void *argument)
     fenv_t saved;
     kernels_float_enter(&saved);
     for (;;) {
-        for (unsigned i = 0; i < SPINS && atomic_load(&pool->generation) == seen; i++)
-            pause_briefly();
+        for (const uint64_t until = now_ns() + SPIN_NS; atomic_load(&pool->generation) == seen && spin(until);)
+            ;
         pthread_mutex_lock(&pool->lock);
         while (!pool->stopping && atomic_load(&pool->generation) == seen)
             pthread_cond_wait(&pool->begun, &pool->lock);
@@ -146,8 +156,8 @@ void thread_pool_run(struct thread_pool *pool, uint32_t count, thread_pool_fn *w
     pthread_mutex_lock(&pool->lock);
     pool->open = false;                                /* who comes now finds nothing left */
     pthread_mutex_unlock(&pool->lock);
-    for (unsigned i = 0; i < SPINS && atomic_load(&pool->inside) != 0; i++)
-        pause_briefly();
+    for (const uint64_t until = now_ns() + SPIN_NS; atomic_load(&pool->inside) != 0 && spin(until);)
+        ;
     if (atomic_load(&pool->inside) == 0)
         return;
     pthread_mutex_lock(&pool->lock);

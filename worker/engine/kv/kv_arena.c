@@ -176,6 +176,8 @@ static uint32_t fullest(const struct kv_arena *arena, uint32_t group)
 
 uint32_t kv_arena_take(struct kv_arena *arena, uint32_t group, uint32_t owner)
 {
+    if (arena->extent_count == 0)
+        return 0;
     uint32_t at = fullest(arena, group);
     if (at == 0) {
         at = arena->free_list;

@@ -11,20 +11,27 @@
  * What can be resumed. To go on at token p a sequence needs group 0's pages of [0, p) and group 1's pages of [p - W + 1, p) and
  * of the sinks. A node without its local page is a *tombstone*: tokens there match, but p cannot be a resume point if its window
  * has one. The match is the largest such p, at most prompt length - 1, and may end inside a block: its first p mod 64 tokens are then
- * copied into new pages, the rest zeroed. Local pages live while a *claim* names them:
- *   a. the last W + R tokens of each leaf and of each open sequence (R = rewind_tokens);
- *   b. the window of each resume point of a path: the end of the first message, the end of the prompt, and at most snapshots_max older
- *      message ends spaced geometrically: in each span of distances from the end, R * 4^k to R * 4^(k+1) (R counted as 64 at least),
- *      the furthest whose window is whole. What is computed on the way is kept as if the path were R longer, to be there at its end.
- * Nodes below which no resume point is left are freed. Inserting a path that exists heals it: missing local pages of whole blocks
- * are attached, present ones are never duplicated. A kept path that is a beginning of one kept later is absorbed by it; one that is kept
- * after a longer one is a leaf of its own in the middle of that path.
+ * copied into new pages, the rest zeroed. Local pages live while a *claim* names them; each kept path and each open sequence claims
+ *   a. those of its last W + R tokens (R = rewind_tokens), and of the sinks;
+ *   b. those of the last W tokens before each of its *points*: the end of the first message, the end of the prompt, and at most
+ *      snapshots_max older message ends spaced geometrically: of each span of distances from its end, from R * 4^k up to but not
+ *      including R * 4^(k+1) (R counted as 64 at least, k from 0 on), the furthest.
+ * Points are chosen at open and again at keep, and only such whose local pages are all there or still to be computed. At open the path
+ * counts as R longer than its prompt, so that a point whose window is computed now is still the choice of its span after the reply.
+ *
+ * Nodes that no kept path or open sequence passes are freed. Keeping a path that exists heals it: missing local pages of whole blocks
+ * are attached, present ones are never duplicated. A kept path that is a beginning of one kept later is absorbed by it: its claims go.
+ * (Unless it ended inside a block of a third path: that end stays until it is evicted, for finding it would mean a search among all
+ * siblings.) One that is kept after a longer one is a leaf of its own in the middle of that path.
  *
  * Two tiers: device (pages that compute) and host. A node's page is on one of them, on both while it is copied. When the device is
  * full, pages not in use go to the host, least recently used first (copied beside the compute) and leave the device when the copy
- * has landed; kv_cache_poll begins with that when less than a sixteenth of the device is free. When the host is full too, or there is none,
- * leaves lose what they have in LRU order (stamped by open and keep): in the older half first old snapshots, then R, then the oldest
- * leaf goes whole. So the newer half keeps every resume point, at any pressure. Last, open sequences give up their R and points.
+ * has landed; kv_cache_poll begins with that when less than a sixteenth of the device is free. When the host is full too, or there is
+ * none, kept paths are evicted, least recently used first (open and keep are uses). Taking from each path in turn all it can spare
+ * would cost everybody their edits before one forgotten conversation went; taking whole paths first would waste on the oldest what nobody
+ * will ask for. So the paths are halved by age: while more than half of all paths have their snapshots, the oldest of those loses them;
+ * then, while more than half have R, the oldest of those loses it; then the oldest path that has neither goes whole. The newer half
+ * keeps every point and R, at any pressure. Last, open sequences give up their R and points.
  *
  * Nothing here waits for a copy, except where room for open, reserve or resume is only to be had by one that is under way: then they wait
  * (copy_wait). STATUS_AGAIN means that open sequences need what is left, never that a copy takes its time.

@@ -10,11 +10,6 @@ struct tally { /* of one node */
     bool candidate;
 };
 
-static uint32_t sequence_of_block(const struct kv_sequence *sequence, uint32_t block)
-{
-    return block < sequence->node_count ? sequence->nodes[block] : 0;
-}
-
 static enum status tally_sequence(const struct kv_cache *cache, const struct kv_sequence *sequence, struct tally *tallies)
 {
     const bool local = kv_has_group(cache, 1);
@@ -29,7 +24,7 @@ static enum status tally_sequence(const struct kv_cache *cache, const struct kv_
         const bool pin = local && (b >= sequence->pin_from || b < cache->sink_blocks);
         if (node->block != b || node->count != KV_BLOCK || !node->resident ||
             memcmp(node->ids, sequence->ids + b * KV_BLOCK, sizeof node->ids) != 0 ||
-            (b > 0 && node->parent != sequence_of_block(sequence, b - 1)))
+            (b > 0 && node->parent != sequence->nodes[b - 1]))
             return BROKEN(4, "a sequence's nodes are not its tokens");
         for (uint32_t g = 0; g < BACKEND_GROUPS_MAX; g++) {
             const bool needed = kv_has_group(cache, g) && (g == 0 || pin);
@@ -69,6 +64,20 @@ static enum status check_bound(const struct kv_cache *cache, const struct kv_seq
     return claimed <= bound ? STATUS_OK : BROKEN(5, "an open sequence keeps too many local pages");
 }
 
+static enum status check_record_lists(const struct kv_cache *cache, uint64_t *listed)
+{
+    for (uint32_t l = 0; l < KV_RECORD_LISTS; l++) {
+        uint64_t here = 0;
+        for (uint32_t r = cache->lists[l].oldest; r != 0 && here <= cache->record_count; r = cache->records[r].newer, here++)
+            if (cache->records[r].state != l)
+                return BROKEN(2, "a record is in a wrong list");
+        if (here != cache->lists[l].count)
+            return BROKEN(2, "a list of records");
+        *listed += here;
+    }
+    return STATUS_OK;
+}
+
 static enum status tally_records(const struct kv_cache *cache, struct tally *tallies)
 {
     uint64_t listed = 0, pinned = 0, snapshots = 0;
@@ -87,15 +96,7 @@ static enum status tally_records(const struct kv_cache *cache, struct tally *tal
         for (uint32_t at = record->node; kv_has_group(cache, 1) && kv_node(cache, at)->parent != 0; at = kv_node(cache, at)->parent)
             tallies[at].claims += kv_claims_of(cache, &record->points, from, kv_node(cache, at)->block);
     }
-    for (uint32_t l = 0; l < KV_RECORD_LISTS; l++) {
-        uint64_t here = 0;
-        for (uint32_t r = cache->lists[l].oldest; r != 0 && here <= cache->record_count; r = cache->records[r].newer, here++)
-            if (cache->records[r].state != l)
-                return BROKEN(2, "a record is in a wrong list");
-        if (here != cache->lists[l].count)
-            return BROKEN(2, "a list of records");
-        listed += here;
-    }
+    TRY(check_record_lists(cache, &listed));
     if (listed + pinned != cache->record_count || snapshots != cache->snapshots)
         return BROKEN(2, "the number of records");
     return STATUS_OK;
@@ -176,11 +177,10 @@ static enum status tally_nodes(const struct kv_cache *cache, struct tally *talli
     return STATUS_OK;
 }
 
-static enum status check_totals(const struct kv_cache *cache, uint32_t pages[BACKEND_TIERS][BACKEND_GROUPS_MAX],
-                                uint32_t held[BACKEND_GROUPS_MAX], uint32_t soon[BACKEND_GROUPS_MAX])
+/* Copies whose node went: both their pages, the device one among those that come free. */
+static enum status tally_transfers(const struct kv_cache *cache, uint32_t pages[BACKEND_TIERS][BACKEND_GROUPS_MAX],
+                                   uint32_t soon[BACKEND_GROUPS_MAX])
 {
-    uint64_t host[BACKEND_GROUPS_MAX] = {0}, all[BACKEND_GROUPS_MAX];
-    uint32_t open = 0, suspended = 0;
     for (uint32_t t = 0; t < cache->transfer_count; t++) {
         const struct kv_transfer *transfer = &cache->transfers[(cache->transfer_first + t) % cache->transfer_capacity];
         const uint32_t owner = cache->arenas[transfer->out ? DEVICE : HOST].owners[transfer->from - 1];
@@ -192,6 +192,15 @@ static enum status check_totals(const struct kv_cache *cache, uint32_t pages[BAC
             return BROKEN(2, "a copy that its node does not know");
         }
     }
+    return STATUS_OK;
+}
+
+/* Pages of tails, and what the host has promised. */
+static enum status tally_tails(const struct kv_cache *cache, uint32_t pages[BACKEND_TIERS][BACKEND_GROUPS_MAX],
+                               uint32_t held[BACKEND_GROUPS_MAX])
+{
+    uint64_t host[BACKEND_GROUPS_MAX] = {0};
+    uint32_t open = 0, suspended = 0;
     for (uint32_t s = 0; s < cache->config.open_max; s++) {
         const struct kv_sequence *sequence = cache->sequences[s];
         if (sequence == NULL)
@@ -205,19 +214,27 @@ static enum status check_totals(const struct kv_cache *cache, uint32_t pages[BAC
             host[g] += sequence->host_pages[g];
         }
     }
+    if (open != cache->open_count || suspended != cache->suspended_count)
+        return BROKEN(2, "the number of sequences");
+    for (uint32_t g = 0; g < BACKEND_GROUPS_MAX; g++)
+        if (host[g] != cache->host_held[g])
+            return BROKEN(1, "pages promised on the host");
+    if (kv_arena_extents(&cache->arenas[HOST].layout, host) > cache->arenas[HOST].extent_count)
+        return BROKEN(1, "more of the host is promised than there is");
+    return STATUS_OK;
+}
+
+static enum status check_totals(const struct kv_cache *cache, const uint32_t pages[BACKEND_TIERS][BACKEND_GROUPS_MAX],
+                                const uint32_t held[BACKEND_GROUPS_MAX], const uint32_t soon[BACKEND_GROUPS_MAX])
+{
+    struct kv_cache_counts counts;
     for (uint32_t g = 0; g < BACKEND_GROUPS_MAX; g++) {
         for (uint32_t tier = 0; tier < BACKEND_TIERS; tier++)
             if (pages[tier][g] != cache->arenas[tier].used[g])
                 return BROKEN(2, "a page without an owner, or with two");
-        if (held[g] != cache->held[g] || soon[g] != cache->soon[g] || host[g] != cache->host_held[g])
-            return BROKEN(1, "pages held, leaving or promised");
-        all[g] = host[g];
+        if (held[g] != cache->held[g] || soon[g] != cache->soon[g])
+            return BROKEN(1, "pages held, or leaving");
     }
-    if (open != cache->open_count || suspended != cache->suspended_count)
-        return BROKEN(2, "the number of sequences");
-    if (kv_arena_extents(&cache->arenas[HOST].layout, all) > cache->arenas[HOST].extent_count)
-        return BROKEN(1, "more of the host is promised than there is");
-    struct kv_cache_counts counts;
     kv_cache_counts(cache, &counts);
     for (uint32_t tier = 0; tier < BACKEND_TIERS; tier++) {
         const struct kv_tier_counts *of = &counts.tiers[tier];
@@ -245,6 +262,8 @@ enum status kv_cache_check(const struct kv_cache *cache)
         }
     TRY_GOTO(tally_records(cache, tallies), st, done);
     TRY_GOTO(tally_nodes(cache, tallies, pages, held, soon), st, done);
+    TRY_GOTO(tally_transfers(cache, pages, soon), st, done);
+    TRY_GOTO(tally_tails(cache, pages, held), st, done);
     TRY_GOTO(check_totals(cache, pages, held, soon), st, done);
     if (kv_has_group(cache, 0) && cache->tree.node_count > (uint64_t)cache->arenas[DEVICE].used[0] + cache->arenas[HOST].used[0])
         st = BROKEN(7, "more nodes than pages");

@@ -85,7 +85,7 @@ struct kv_cache {
     struct kv_tree tree;
     struct kv_sequence **sequences;     /* (open_max), NULL: free slot */
     uint32_t open_count, suspended_count;
-    struct kv_record *records;          /* (record_capacity + 1), grown by doubling */
+    struct kv_record *records;          /* (record_capacity + 1) */
     uint32_t record_capacity, record_free, record_touched, record_count;
     struct kv_record_list lists[KV_RECORD_LISTS];
     uint32_t candidate_newest, candidate_oldest;
