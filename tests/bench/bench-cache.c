@@ -6,71 +6,15 @@
  * Pages are 64 bytes and nothing is computed: only the tree is real. Nodes share the persona's blocks as real ones do. */
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <time.h>
 #include "common/hash.h"
 #include "tests/bench/bench.h"
+#include "tests/bench/null_backend.h"
 #include "worker/engine/kv/kv_cache.h"
 
 enum { PAGE = 64, PERSONA = 512, PERSONAS = 16, TURN = 600, FIELD = 11 };
 
 static uint32_t conversations = 100000, tokens = 4000;
-
-/* ---- a backend that does nothing ---- */
-
-static enum status arena_create(struct backend *backend, enum backend_tier tier, size_t bytes, void **base)
-{
-    (void)backend;
-    (void)tier;
-    *base = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    return *base != MAP_FAILED ? STATUS_OK : STATUS_FAIL(STATUS_NO_MEMORY, "no address space for %zu bytes", bytes);
-}
-
-static void arena_destroy(struct backend *backend, enum backend_tier tier, void **base)
-{
-    (void)backend;
-    (void)tier;
-    *base = NULL; /* the program ends */
-}
-
-static void page_copy_prefix(struct backend *backend, uint32_t group, void *dst, const void *src, uint32_t count)
-{
-    (void)backend;
-    (void)group;
-    (void)dst;
-    (void)src;
-    (void)count;
-}
-
-static uint64_t copy_start(struct backend *backend, void *dst, const void *src, size_t bytes)
-{
-    (void)backend;
-    (void)dst;
-    (void)src;
-    (void)bytes;
-    return 1;
-}
-
-static bool copy_done(struct backend *backend, uint64_t ticket)
-{
-    (void)backend;
-    (void)ticket;
-    return true;
-}
-
-static void copy_wait(struct backend *backend, uint64_t ticket)
-{
-    (void)backend;
-    (void)ticket;
-}
-
-static const struct backend_ops nothing_ops = {.name = "nothing",
-                                               .page_copy_prefix = page_copy_prefix,
-                                               .arena_create = arena_create,
-                                               .arena_destroy = arena_destroy,
-                                               .copy_start = copy_start,
-                                               .copy_done = copy_done,
-                                               .copy_wait = copy_wait};
 
 /* ---- conversations ---- */
 
@@ -202,7 +146,7 @@ int main(int argc, char **argv)
     static const uint8_t root[KV_CACHE_ROOT_BYTES] = {1};
     (void)bench_arguments(&options, argc, argv, flags);
     const uint64_t pages = (uint64_t)conversations * (tokens / 64 + 1) + 4096;
-    const struct kv_cache_config config = {.ops = &nothing_ops,
+    const struct kv_cache_config config = {.ops = &null_backend_ops,
                                            .backend = (struct backend *)&options, /* never looked at */
                                            .groups = {{.page_bytes = PAGE}, {.page_bytes = PAGE, .window = 1024}},
                                            .device_bytes = 2 * pages * PAGE,

@@ -10,9 +10,9 @@
  * KV heads in bf16, every layer with its own KV of every token. Rows: less R, fewer snapshots, and 16 personas that all share. */
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include "common/hash.h"
 #include "tests/bench/bench.h"
+#include "tests/bench/null_backend.h"
 #include "worker/engine/kv/kv_cache.h"
 
 enum {
@@ -28,33 +28,6 @@ struct outcome {
     double each, global, recent, points; /* bytes a conversation: all; group 0; of group 1 the last W + R tokens, and the rest */
     double formula, metadata;
 };
-
-static enum status arena_create(struct backend *backend, enum backend_tier tier, size_t bytes, void **base)
-{
-    (void)backend;
-    (void)tier;
-    *base = mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    return *base != MAP_FAILED ? STATUS_OK : STATUS_FAIL(STATUS_NO_MEMORY, "no address space for %zu bytes", bytes);
-}
-
-static void arena_destroy(struct backend *backend, enum backend_tier tier, void **base)
-{
-    (void)backend;
-    (void)tier;
-    *base = NULL; /* the program ends */
-}
-
-static void page_copy_prefix(struct backend *backend, uint32_t group, void *dst, const void *src, uint32_t count)
-{
-    (void)backend;
-    (void)group;
-    (void)dst;
-    (void)src;
-    (void)count;
-}
-
-static const struct backend_ops nothing_ops = {
-    .name = "nothing", .page_copy_prefix = page_copy_prefix, .arena_create = arena_create, .arena_destroy = arena_destroy};
 
 /* A message's tokens are its own; those of a persona that is shared are the persona's. */
 static void write_tokens(uint32_t conversation, const struct variant *variant, uint32_t *ids, uint32_t *ends)
@@ -97,7 +70,7 @@ static enum status measure(const struct variant *variant, uint32_t gigabytes, st
 {
     static uint32_t ends[MESSAGES];
     const struct kv_cache_config config = {
-        .ops = &nothing_ops,
+        .ops = &null_backend_ops,
         .backend = (struct backend *)ends, /* never looked at */
         .groups = {{.page_bytes = GLOBAL_PRODUCERS * PRODUCER_PAGE}, {.page_bytes = LOCAL_PRODUCERS * PRODUCER_PAGE, .window = WINDOW}},
         .device_bytes = (uint64_t)gigabytes * 1000000000u,
