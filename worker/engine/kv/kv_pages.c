@@ -246,6 +246,7 @@ void kv_node_stay(struct kv_cache *cache, uint32_t at)
     struct kv_node *node = kv_node(cache, at);
     if (node->resident)
         return;
+    assert(kv_node(cache, node->parent)->parent == 0 || kv_node(cache, node->parent)->resident);
     node->resident = true;
     kv_node(cache, node->parent)->resident_children++;
     candidate_update(cache, node->parent, false);

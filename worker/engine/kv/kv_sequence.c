@@ -297,6 +297,21 @@ static void release_all(struct kv_sequence *sequence, uint32_t end)
     sequence->source = 0;
 }
 
+/* A node can still be on its way to the host when its parent has arrived there: the parent's copy may be an older one, of a demotion that
+ * was called off. Such a node arrives first, so that none stays on the device below one that is away. */
+static void let_arrive(struct kv_cache *cache, uint32_t blocks, uint32_t source)
+{
+    bool away = false;
+    for (uint32_t b = 0; kv_has_group(cache, 0) && b < blocks + (source != 0); b++) {
+        const bool here = kv_node(cache, b < blocks ? cache->path[b] : source)->page[DEVICE][0] != 0;
+        if (away && here) {
+            kv_pages_land_all(cache);
+            return;
+        }
+        away |= !here;
+    }
+}
+
 /* Takes over what was matched; a block of its own begins where tokens end inside one. STATUS_AGAIN: nothing has changed. */
 static enum status attach(struct kv_sequence *sequence, struct match match)
 {
@@ -304,6 +319,7 @@ static enum status attach(struct kv_sequence *sequence, struct match match)
     const uint32_t blocks = match.tokens / KV_BLOCK;
     const bool local = kv_has_group(cache, 1);
     uint32_t want[BACKEND_GROUPS_MAX] = {0};
+    let_arrive(cache, blocks, match.source);
     memcpy(sequence->nodes, cache->path, blocks * sizeof *sequence->nodes);
     sequence->node_count = sequence->block_count = blocks;
     sequence->tokens = match.tokens;
