@@ -18,6 +18,8 @@ SOURCE_DIR = pathlib.Path(os.environ.get("ROOST_SOURCE_DIR") or pathlib.Path(__f
 BUILD_DIR = pathlib.Path(os.environ.get("ROOST_BUILD_DIR") or SOURCE_DIR / "build" / "dev")
 BIN_DIR = BUILD_DIR / "bin"
 MODEL_DIR = SOURCE_DIR / "deploy" / "models" / "folio"
+MODEL_CONFIG = json.loads((MODEL_DIR / "config.json").read_text())
+CONTEXT, VOCABULARY = MODEL_CONFIG["max_position_embeddings"], MODEL_CONFIG["vocab_size"]
 
 CACHE = BUILD_DIR / "CMakeCache.txt"
 SANITIZED = CACHE.exists() and bool(re.search(r"^ROOST_SANITIZE:STRING=\S", CACHE.read_text(), re.M))

@@ -11,11 +11,10 @@ import time
 
 import pytest
 
-from cluster import SANITIZED, SLOWER, endpoint_address
+from cluster import CONTEXT, SANITIZED, SLOWER, VOCABULARY, endpoint_address
 from wire_client import (ASSISTANT, INFINITY, NAN, SYSTEM, USER, Peer, frame, header, pb, router_peer, say)
 
 CLUSTER = {"workers": 1}
-CONTEXT = 4096                               # of the shipped model
 KIB, MIB = 1 << 10, 1 << 20
 TARGETS = ("router", "worker")
 QUIET = None                                 # no error is owed
@@ -85,7 +84,7 @@ SAMPLING = [
     ("repetition_penalty", 11.0, INVALID), ("repetition_penalty", NAN, INVALID), ("min_p", -0.1, INVALID), ("top_p", INFINITY, INVALID),
     ("presence_penalty", 1e6, INVALID), ("presence_penalty", -10.5, INVALID), ("frequency_penalty", NAN, INVALID),
     ("frequency_penalty", 10.5, INVALID), ("stop_ids", ids(*range(65)), INVALID), ("stop_ids", ids(2**32 - 1), INVALID),
-    ("stop_ids", ids(4096), INVALID),
+    ("stop_ids", ids(VOCABULARY), INVALID),
     ("tokens_max", 2**32 - 1, INVALID), ("tokens_min", 2**32 - 1, INVALID), ("tokens_min", 9, INVALID),     # over tokens_max
     ("choices", 17, INVALID), ("choices", 2**32 - 1, INVALID), ("logprobs", 21, INVALID), ("stop_ids", b"\1\2\3", INVALID),
     ("stop", [b""], INVALID), ("stop", [b"a" * 257], INVALID), ("stop", [b"\xff"], INVALID), ("stop", [b"a"] * 17, TOO_LARGE),
@@ -105,7 +104,7 @@ def test_sampling(peer, field, value, codes):
 
 def test_biases(peer):
     for bias, values, codes in ((ids(1), b"", INVALID), (ids(1, 2), floats(1), INVALID), (ids(1), floats(NAN), INVALID),
-                                (ids(1), floats(1e9), INVALID), (ids(4096), floats(1.0), INVALID), (ids(7, 7), floats(1.0, 2.0), INVALID),
+                                (ids(1), floats(1e9), INVALID), (ids(VOCABULARY), floats(1.0), INVALID), (ids(7, 7), floats(1.0, 2.0), INVALID),
                                 (ids(*range(1025)), floats(*[1.0] * 1025), ("INVALID", "TOO_LARGE"))):
         check_refused(peer, peer.start(bias_ids=bias, bias_values=values), codes, ["bias"])
 
@@ -151,7 +150,7 @@ MESSAGES = [
     ("one huge word", [say("a" * 1000000)], TOO_LARGE),
     ("many marks", [say("e" + "\u0301" * 300000)], TOO_LARGE),
     ("emoji without end", [say("🎭" * 200000)], TOO_LARGE),
-    ("over the context", [say("To be, or not to be. " * 1200)], TOO_LARGE),
+    ("over the context", [say("To be, or not to be. " * CONTEXT)], TOO_LARGE),
 ]
 
 
@@ -198,8 +197,8 @@ def test_control_tokens_in_text_are_text(peer):
 
 
 PROMPT_IDS = [
-    ("three bytes", b"\1\0\0", INVALID), ("out of the vocabulary", ids(4096), INVALID), ("huge id", ids(2**32 - 1), INVALID),
-    ("over the context", ids(*([10] * 5000)), TOO_LARGE), ("far over the context", ids(*([10] * 262000)), TOO_LARGE),
+    ("three bytes", b"\1\0\0", INVALID), ("out of the vocabulary", ids(VOCABULARY), INVALID), ("huge id", ids(2**32 - 1), INVALID),
+    ("over the context", ids(*([10] * (CONTEXT + 900))), TOO_LARGE), ("far over the context", ids(*([10] * 262000)), TOO_LARGE),
 ]
 
 
@@ -220,7 +219,7 @@ def test_exactly_at_the_context(peer):
     """One token less than the context leaves room for one; the full context for none."""
     fits = peer.generate(prompt_ids=[10] * (CONTEXT - 1), tokens_max=0)
     assert fits.usage.prompt_tokens == CONTEXT - 1 and len(fits.ids) <= 1
-    check_refused(peer, peer.start(prompt_ids=[10] * CONTEXT), TOO_LARGE, ["4096"])
+    check_refused(peer, peer.start(prompt_ids=[10] * CONTEXT), TOO_LARGE, [str(CONTEXT)])
     nearly = peer.generate(prompt_ids=[10] * (CONTEXT - 3), tokens_max=50, temperature=100.0)
     assert len(nearly.ids) <= 3
 

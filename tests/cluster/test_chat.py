@@ -4,18 +4,21 @@ import os
 import pty
 import re
 import select
+import shlex
 import subprocess
 import time
 
 import pytest
 
-from cluster import BIN_DIR, MODEL_DIR, SANITIZER_REPORT, SLOWER, SOURCE_DIR
+from cluster import BIN_DIR, CONTEXT, MODEL_DIR, SANITIZER_REPORT, SLOWER, SOURCE_DIR
+from wire_client import SYSTEM, Peer, say
 
 CLUSTER = {"workers": 2}
 ROOST = BIN_DIR / "roost"
 SETTING = """Two households, both alike in dignity, in fair Verona, where we lay our scene, from ancient grudge break to new mutiny, where
 civil blood makes civil hands unclean. From forth the fatal loins of these two foes a pair of star-cross'd lovers take their life.
 SCENE II. Capulet's orchard."""
+SETTING_DEFAULT = "SCENE I. A public place."
 NOBODY = "tcp://127.0.0.1:9"
 
 
@@ -45,6 +48,21 @@ def test_json_script(shared_cluster):
             assert turn["cached_tokens"] > 0.75 * turn["prompt_tokens"]
 
 
+def test_readme_transcript(shared_cluster):
+    """The README shows what the shipped model says in the scene of the quickstart. `deploy/quickstart --check` prints it anew."""
+    quickstart = (SOURCE_DIR / "deploy" / "quickstart").read_text()
+    script = SOURCE_DIR / re.search(r"^script=(\S+)", quickstart, re.M)[1]
+    scene = shlex.split(re.search(r"^scene=\((.*)\)$", quickstart, re.M)[1])
+    done = chat(shared_cluster, "--json", *scene, "--script", script)
+    assert done.returncode == 0, done.stderr
+    replies = [json.loads(line)["text"] for line in done.stdout.splitlines()]
+    lines = [line.replace("\\n", "\n") for line in script.read_text().splitlines()]
+    transcript = re.search(r"^```\n(ROMEO: .*?)^```$", (SOURCE_DIR / "README.md").read_text(), re.M | re.S)[1]
+    spoken, turns = re.subn(r"^  \[worker-.*\]\n", "", transcript, flags=re.M)
+    assert turns >= 3
+    assert spoken == "\n".join(f"ROMEO: {line}\nJULIET: {reply}\n" for line, reply in list(zip(lines, replies))[:turns])
+
+
 def test_pipe(shared_cluster):
     done = chat(shared_cluster, "--with", "HORATIO", "--tokens-max", "8", "--temperature", "0", text="Who is there?\nStand.\\nUnfold yourself.\n")
     assert done.returncode == 0, done.stderr
@@ -54,6 +72,23 @@ def test_pipe(shared_cluster):
                                                     r" · \d+ tok/s · route [a-z_-]+( · cut at 8 tokens)?\]", line)]
     assert len(costs) == 2, done.stdout
     assert "\x1b" not in done.stdout
+
+
+def test_roles(shared_cluster):
+    """--as and --with alone are a scene: it has a setting, the messages have their speakers, and the reply is asked for by its name."""
+    def speak(*options):
+        done = chat(shared_cluster, "--json", "--seed", "7", "--tokens-max", "24", *options, text="I take thee at thy word.\n")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+    roles = ("--as", "ROMEO", "--with", "JULIET")
+    plain, bare, unnamed = speak(*roles), speak(*roles, "--setting", ""), speak("--as", "ROMEO")
+    with Peer(shared_cluster.routers[0].ready["control"]) as peer:
+        messages = [say(SETTING_DEFAULT, role=SYSTEM), say("I take thee at thy word.", "ROMEO")]
+        for turn, said in ((plain, messages), (bare, messages[1:])):
+            reply = peer.generate(said, {"seed": 7, "seed_given": True}, reply_name="JULIET", temperature=0.8, tokens_max=24)
+            assert (turn["text"], turn["prompt_tokens"]) == (reply.text, reply.usage.prompt_tokens)
+        unset = peer.generate(messages[1:], {"seed": 7, "seed_given": True}, temperature=0.8, tokens_max=24)
+        assert (unnamed["text"], unnamed["prompt_tokens"]) == (unset.text, unset.usage.prompt_tokens)
 
 
 def test_seeds(shared_cluster):
@@ -100,7 +135,7 @@ def test_commands(shared_cluster):
 
 
 def test_over_the_context(shared_cluster):
-    done = chat(shared_cluster, "--json", text="To be, or not to be. " * 1200 + "\nnever said\n")
+    done = chat(shared_cluster, "--json", text="To be, or not to be. " * CONTEXT + "\nnever said\n")
     assert done.returncode == 1
     (turn,) = map(json.loads, done.stdout.splitlines())
     assert turn["error"]["code"] == "too large" and turn["error"]["detail"]
@@ -143,7 +178,7 @@ def test_help(arguments):
 def test_describe():
     done = run("model", "describe", MODEL_DIR)
     assert done.returncode == 0, done.stderr
-    for words in ("folio", "parameters", "KV bytes per token", "context 4096 tokens"):
+    for words in ("folio", "parameters", "KV bytes per token", f"context {CONTEXT} tokens"):
         assert words in done.stdout
 
 
@@ -201,7 +236,7 @@ class Terminal:
 
 def test_terminal(shared_cluster):
     terminal = Terminal("chat", "--router", shared_cluster.routers[0].ready["control"], "--as", "BERNARDO", "--with", "FRANCISCO",
-                        "--tokens-max", "12")
+                        "--tokens-max", "12", "--tenant", "terminal")     # of its own: nothing is cached yet
     terminal.wait_for("BERNARDO: ")
     terminal.type("Who is theer\x7f\x7fre? ∀\n")          # with a correction
     terminal.wait_for("FRANCISCO:")
@@ -210,6 +245,21 @@ def test_terminal(shared_cluster):
     terminal.type("\x1b[A\n")                             # what was said before, once more
     terminal.wait_for(r"\[worker-[ab] · \d\d+ of \d+ prompt tokens from cache")
     terminal.wait_for("BERNARDO: ")
+    terminal.type("/quit\n")
+    assert terminal.wait_exit() == 0
+
+
+def test_terminal_says_who_speaks(shared_cluster):
+    """With the flags of the README, and no other but where the router is."""
+    terminal = Terminal("chat", "--router", shared_cluster.routers[0].ready["control"], "--as", "ROMEO", "--with", "JULIET")
+    terminal.wait_for("You speak as ROMEO, JULIET answers.")
+    terminal.wait_for(re.escape(SETTING_DEFAULT))
+    for text in ("What shall I swear by?", "If my heart's dear love--"):
+        terminal.wait_for("ROMEO: ")
+        terminal.type(text + "\n")
+        terminal.wait_for("JULIET:")
+        terminal.wait_for(r"\[worker-[ab] · \d+ of \d+ prompt tokens from cache")
+    terminal.wait_for("ROMEO: ")
     terminal.type("/quit\n")
     assert terminal.wait_exit() == 0
 

@@ -11,7 +11,7 @@ import subprocess
 
 import pytest
 
-from cluster import BIN_DIR, MODEL_DIR, SANITIZER_REPORT, SLOWER, SOURCE_DIR, Cluster
+from cluster import BIN_DIR, CONTEXT, MODEL_DIR, SANITIZER_REPORT, SLOWER, SOURCE_DIR, Cluster
 
 PROGRAMS = ("roost-router", "roost-worker")
 CONTROL, DATA = "tcp://127.0.0.1:*", "tcp://127.0.0.1:*"
@@ -111,11 +111,11 @@ def test_engine_settings_together():
 def test_kv_memory_in_the_log(new_cluster):
     cluster = new_cluster(workers=1, routers=0, redis=False,
                           worker_settings={"kv_mebibytes": 32, "kv_host_mebibytes": 64, "threads": 2, "snapshots_max": 0, "rewind_tokens": 0})
-    small, large = (re.search(r"KV: (\d+) MiB and (\d+) MiB of host memory keep (\d+) tokens: (\d+) conversations of 4096", log)
+    small, large = (re.search(rf"KV: (\d+) MiB and (\d+) MiB of host memory keep (\d+) tokens: (\d+) conversations of {CONTEXT}", log)
                     for log in (cluster.workers[0].log(), new_cluster(workers=1, routers=0, redis=False, worker_settings={
                         "kv_mebibytes": 64, "kv_host_mebibytes": 128}).workers[0].log()))
     assert small.group(1, 2) == ("32", "64") and large.group(1, 2) == ("64", "128")
-    assert int(small[4]) == int(small[3]) // 4096 > 0 and int(large[4]) > int(small[4])
+    assert int(small[4]) == int(small[3]) // CONTEXT > 0 and int(large[4]) > int(small[4])
 
 
 def test_wrong_environment(program):
@@ -274,11 +274,13 @@ def test_model_files(model, name):
 def test_config_json(model):
     path = model / "config.json"
     good = json.loads(path.read_text())
-    wrong = [{"vocab_size": 10_000_000}, {"vocab_size": -1}, {"vocab_size": "4096"}, {"vocab_size": 4095}, {"hidden_size": 2**40},
-             {"hidden_size": 255}, {"num_hidden_layers": 0}, {"num_hidden_layers": 9}, {"head_dim": 63}, {"head_dim": 0},
-             {"num_key_value_heads": 3}, {"kv_producer": [7] * 8}, {"kv_producer": [0] * 7}, {"kv_producer": [-1] + [0] * 7},
-             {"layer_types": ["full_attention"]}, {"layer_types": ["other"] * 8}, {"sliding_window": 0}, {"rms_norm_eps": -1},
-             {"rope_theta": 0}, {"rope_theta": "x"}, {"bos_token_id": -1}, {"bos_token_id": 5000}, {"eos_token_id": 1},
+    vocabulary, layers = good["vocab_size"], good["num_hidden_layers"]
+    wrong = [{"vocab_size": 10_000_000}, {"vocab_size": -1}, {"vocab_size": str(vocabulary)}, {"vocab_size": vocabulary - 1},
+             {"hidden_size": 2**40}, {"hidden_size": good["hidden_size"] - 1}, {"num_hidden_layers": 0}, {"num_hidden_layers": layers + 1},
+             {"head_dim": 63}, {"head_dim": 0}, {"num_key_value_heads": 3}, {"kv_producer": [layers - 1] * layers},
+             {"kv_producer": [0] * (layers - 1)}, {"kv_producer": [-1] + [0] * (layers - 1)}, {"layer_types": ["full_attention"]},
+             {"layer_types": ["other"] * layers}, {"sliding_window": 0}, {"rms_norm_eps": -1}, {"rope_theta": 0}, {"rope_theta": "x"},
+             {"bos_token_id": -1}, {"bos_token_id": vocabulary}, {"eos_token_id": 1},
              {"architectures": ["LlamaForCausalLM"]}, {"architectures": []}, {"chat_template": "other"}, {"hidden_activation": "relu"},
              {"tie_word_embeddings": False}, {"attention_scale": None}, {"an_unknown_key": 1}, {"name": "a b"},
              {"max_position_embeddings": 0}]

@@ -8,14 +8,13 @@ import struct
 
 import pytest
 
-from cluster import SANITIZED, SLOWER
+from cluster import CONTEXT, SANITIZED, SLOWER
 from wire_client import ASSISTANT, Peer, router_peer, say
 
 CLUSTER = {"workers": 1, "worker_settings": {"kv_mebibytes": 128}}
 GREEDY = {"temperature": 0.0}
 TOKENS = 16 if SANITIZED else 32
-CONTEXT = 4096                               # of the shipped model
-PROMPT = [say("Once more unto the breach, dear friends.")]
+PROMPT = [say("What is the matter? Tell me the whole story of it.")]
 seeded = lambda seed, **head: {"seed": seed, "seed_given": True, **head}
 column = lambda *values: struct.pack(f"<{len(values)}I", *values)
 floats = lambda *values: struct.pack(f"<{len(values)}f", *values)
@@ -219,13 +218,14 @@ def test_prompt_logprobs_of_a_long_prompt(peer):
 
 def test_truncate(peer):
     line = "To be, or not to be, that is the question. " * 8
-    messages = [say(f"{i}. {line}", role=ASSISTANT if i % 2 else 0) for i in range(101)]
+    count = CONTEXT // 40 | 1                                              # a line has over 40 tokens; the last one is the user's
+    messages = [say(f"{i}. {line}", role=ASSISTANT if i % 2 else 0) for i in range(count)]
     refused = peer.wait(peer.start(messages))
     assert refused.code == "TOO_LARGE" and str(CONTEXT - 1) in refused.error.detail.decode()
     reply = peer.generate(messages, truncate=True, tokens_max=4)
-    assert 0 < reply.usage.dropped_messages < 100 and reply.usage.prompt_tokens < CONTEXT and reply.ids
+    assert 0 < reply.usage.dropped_messages < count - 1 and reply.usage.prompt_tokens < CONTEXT and reply.ids
     assert peer.generate(PROMPT, truncate=True, tokens_max=4).usage.dropped_messages == 0
-    huge = peer.wait(peer.start([say(line * 100)], truncate=True))         # one message cannot be cut
+    huge = peer.wait(peer.start([say(line * count)], truncate=True))         # one message cannot be cut
     assert huge.code == "TOO_LARGE"
 
 

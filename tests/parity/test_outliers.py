@@ -2,20 +2,22 @@
 over 100. Naive int8 must fail, the default recipe must stay within 1% of the loss without them. A second model has them inside the MLP,
 where no norm is that could take them back: rows of up_proj times 100, columns of down_proj over 100."""
 import json
-import lzma
 import struct
+import sys
 
 import numpy as np
 import pytest
 
 import tools
 
-HELD_OUT_PLAYS = ("As You Like It", "Winter's Tale")      # worker/train/data.py trains on the others
+sys.path.insert(0, str(tools.SOURCE_DIR / "worker" / "train"))
+import data                                               # noqa: E402  (which plays are held out)
+
 TOKENS = 300 if tools.SANITIZED else 3000
 KEPT_TOKENS = 10 if tools.SANITIZED else 100
 FACTOR = np.float32(100)
-LAYERS = range(8)                                         # all: local and global ones, with K and V and without
-CHANNELS = 4                                              # of 256, per norm
+LAYERS = range(tools.MODEL_CONFIG["num_hidden_layers"])   # all: local and global ones, with K and V and without
+CHANNELS = 4                                              # of a norm's, or of the MLP's
 NORMS = {
     "input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "post_attention_layernorm": ("mlp.gate_proj", "mlp.up_proj"),
@@ -94,12 +96,12 @@ def inject_mlp(file):
 
 @pytest.fixture(scope="module")
 def dialogue(tmp_path_factory):
+    """The scenes that the shipped model was not trained on, as `roost model eval` reads them."""
     path = tmp_path_factory.mktemp("text") / "dialogue.jsonl"
-    corpus = tools.SOURCE_DIR / "worker" / "train" / "corpus" / "shakespeare.jsonl.xz"
-    with lzma.open(corpus, "rt", encoding="utf-8") as lines, open(path, "w", encoding="utf-8") as out:
-        for scene in filter(lambda scene: scene["play"] in HELD_OUT_PLAYS, map(json.loads, lines)):
-            messages = [{"role": "system", "name": "SCENE", "text": scene["setting"]}]
-            messages += [{"role": "user", "name": turn["speaker"], "text": turn["text"]} for turn in scene["turns"]]
+    parts = data.split(data.load_scenes())
+    with open(path, "w", encoding="utf-8") as out:
+        for scene in parts["development"] + parts["test"]:
+            messages = [{"role": "user", "name": name, "text": text} for name, text in data.scene_messages(scene)]
             out.write(json.dumps({"messages": messages}) + "\n")
     return path
 

@@ -1,4 +1,5 @@
 """What the parity tests share: running the programs, reading logits, and comparing them."""
+import json
 import os
 import pathlib
 import subprocess
@@ -10,6 +11,7 @@ SOURCE_DIR = pathlib.Path(os.environ.get("ROOST_SOURCE_DIR") or pathlib.Path(__f
 BUILD_DIR = pathlib.Path(os.environ.get("ROOST_BUILD_DIR") or SOURCE_DIR / "build" / "dev")
 GOLDEN_DIR = SOURCE_DIR / "tests" / "golden" / "parity"
 MODEL_DIR = SOURCE_DIR / "deploy" / "models" / "folio"
+MODEL_CONFIG = json.loads((MODEL_DIR / "config.json").read_text())
 
 # With sanitizers everything takes ten times as long: fewer tokens and recipes then.
 CACHE = BUILD_DIR / "CMakeCache.txt"
@@ -19,9 +21,9 @@ sys.dont_write_bytecode = True
 sys.path.insert(0, str(GOLDEN_DIR))
 
 
-def run(program, *arguments, check=True):
-    """(exit code, stdout, stderr) of a program of the build folder; with check, its failure is the test's."""
-    done = subprocess.run([str(BUILD_DIR / program), *map(str, arguments)], capture_output=True, text=True, timeout=600)
+def run(program, *arguments, check=True, text=None):
+    """(exit code, stdout, stderr) of a program of the build folder, given text; with check, its failure is the test's."""
+    done = subprocess.run([str(BUILD_DIR / program), *map(str, arguments)], input=text, capture_output=True, text=True, timeout=600)
     assert "runtime error:" not in done.stderr, done.stderr      # a sanitizer's, which does not end the program
     if check and done.returncode != 0:
         raise AssertionError(f"{program} {' '.join(map(str, arguments))}: exit code {done.returncode}\n{done.stderr}")

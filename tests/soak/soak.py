@@ -47,7 +47,7 @@ class Failure(Exception):
 
 
 def scene_lines():
-    """What people say to each other, from the held-out scenes."""
+    """What people say to each other, in the scenes of tests/data."""
     lines = []
     for row in (SOURCE_DIR / "tests" / "data" / "scenes.jsonl").read_text().splitlines():
         collect_texts(json.loads(row), lines)

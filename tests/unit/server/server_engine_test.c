@@ -10,6 +10,7 @@
 #include <string.h>
 #include "common/hash.h"
 #include "fake_router.h"
+#include "worker/engine/model/model_config.h"
 
 static char model_dir[4096];
 static struct bench bench;
@@ -97,12 +98,16 @@ static void a_prompt_over_the_context_is_refused_with_both_counts(void **state)
     (void)state;
     static char text[200000];
     struct reply reply = {0};
+    struct model_config config;
+    char limit[40];
+    assert_int_equal(model_config_load(model_dir, &config), STATUS_OK);
+    snprintf(limit, sizeof limit, "at most %u", config.context_tokens_max - 1);
     for (size_t i = 0; i + 6 < sizeof text; i += 6)
         memcpy(text + i, "sword ", 6);
     router_ask(&router, &(struct ask){.id = 9, .stream = 9, .text = text});
     router_collect(&router, 9, first_attempt, &reply);
     assert_int_equal(reply.error, WIRE_ERROR_TOO_LARGE);
-    assert_non_null(strstr(reply.detail, "at most 4095"));
+    assert_non_null(strstr(reply.detail, limit));
     reply_free(&reply);
 }
 
