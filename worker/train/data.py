@@ -1,14 +1,21 @@
-"""The corpus as training rows: scenes, the "speaker" template, the split, and packing.
+"""The corpus as training rows: scenes, the "speaker" template, the split, rows and sequences.
 
 A scene is one conversation. In the template it becomes
 
     <bos> [<turn> SCENE <text> setting <end>] [<turn> NAME <text> words <end>] ...
 
 where name and text are encoded separately, so no text can ever become a control token.
-A crop is the scene's prefix (<bos> and the SCENE message) and a run of consecutive turns;
-a row is one or more crops packed side by side that do not see each other.
+
+A play is one stream of messages: a setting, its turns, the next setting, and so on. A row is <bos> and a piece of one
+such stream. Where the piece begins inside a scene, the setting of that scene is shown first, and is not learnt again:
+
+    stream   S1 t1 t2 t3 t4 S2 t5 t6 ...
+    row      <bos> S1 t1 t2 t      the last turn is cut where the row is full
+    row      <bos> S1 t2 t3 t4     and opens the next row: S1 is shown
+    row      <bos> S2 t5 t6        a scene that ends is followed by the next one
 """
 import bisect
+import itertools
 import json
 import lzma
 import pathlib
@@ -17,8 +24,10 @@ import numpy as np
 
 CORPUS = pathlib.Path(__file__).parent / "corpus" / "shakespeare.jsonl.xz"
 DEVELOPMENT_PLAYS = ("As You Like It", "Winter's Tale")
+TEST_PLAYS = ("Much Ado About Nothing", "Othello, the Moore of Venice")
 
 BOS, END, TURN, TEXT = 1, 2, 3, 4
+PAD = 0
 
 
 def load_scenes(path=CORPUS):
@@ -27,15 +36,16 @@ def load_scenes(path=CORPUS):
         return [json.loads(line) for line in lines]
 
 
-def split_scenes(scenes):
-    """(training scenes, development scenes): two whole plays are held out."""
-    found = {s["play"] for s in scenes}
-    missing = set(DEVELOPMENT_PLAYS) - found
+def split(scenes):
+    """The scenes as {"train", "development", "test"}: whole plays are held out, and no play is in two parts."""
+    missing = {*DEVELOPMENT_PLAYS, *TEST_PLAYS} - {s["play"] for s in scenes}
     if missing:
-        raise ValueError(f"development plays not in the corpus: {sorted(missing)}")
-    train = [s for s in scenes if s["play"] not in DEVELOPMENT_PLAYS]
-    dev = [s for s in scenes if s["play"] in DEVELOPMENT_PLAYS]
-    return train, dev
+        raise ValueError(f"held-out plays are not in the corpus: {sorted(missing)}; give the whole corpus")
+    part_of = dict.fromkeys(DEVELOPMENT_PLAYS, "development") | dict.fromkeys(TEST_PLAYS, "test")
+    parts = {"train": [], "development": [], "test": []}
+    for scene in scenes:
+        parts[part_of.get(scene["play"], "train")].append(scene)
+    return parts
 
 
 def scene_messages(scene):
@@ -56,104 +66,128 @@ def encode_request(tokenizer, messages, reply_name):
     return ids + [TURN, *tokenizer.encode(reply_name), TEXT]
 
 
-def encode_scenes(tokenizer, scenes):
-    """[(prefix ids, [turn ids])], one entry a scene."""
-    encoded = []
-    for scene in scenes:
-        setting, *turns = scene_messages(scene)
-        prefix = [BOS, *encode_message(tokenizer, *setting)]
-        encoded.append((prefix, [encode_message(tokenizer, *turn) for turn in turns]))
-    return encoded
+def encode_plays(tokenizer, scenes):
+    """The plays in order, each a list of its scenes in order: (ids of the setting's message, [ids of each turn])."""
+    plays = []
+    for _, play in itertools.groupby(scenes, key=lambda s: s["play"]):
+        plays.append([])
+        for scene in play:
+            setting, *turns = [encode_message(tokenizer, *message) for message in scene_messages(scene)]
+            plays[-1].append((setting, turns))
+    return plays
 
 
-def crop_scene(prefix, turns, limit, first_limit):
-    """Cuts a scene into crops of at most `limit` ids (the first: `first_limit`).
+class Play:
+    """A play as one stream of ids, and where its messages begin."""
 
-    Returns [(ids, learn)] where learn[i] says whether ids[i] counts as a target: the prefix
-    counts only in the first crop. A turn that fits no crop is cut at the limit.
+    def __init__(self, scenes):
+        messages, self.settings = [], []                 # settings: of each message, the setting it is played in
+        for setting, turns in scenes:
+            messages += [setting, *turns]
+            self.settings += [setting] * (1 + len(turns))
+        self.ids = np.fromiter(itertools.chain.from_iterable(messages), np.int64)
+        self.starts = [0, *itertools.accumulate(map(len, messages))][:-1]
+        self.opens = [message is setting for message, setting in zip(messages, self.settings)]
+
+    def message_at(self, place):
+        """The message that holds the id at `place` of the stream."""
+        return bisect.bisect_right(self.starts, place) - 1
+
+    def shown(self, place):
+        """What a row that begins at `place` shows after <bos>, as known and not to be learnt.
+
+        That is the setting, unless the row begins with it. Inside a turn, which happens only where the turn is longer
+        than a whole row, it is also the turn's header and the last id before `place`.
+        """
+        message = self.message_at(place)
+        start = self.starts[message]
+        shown = [] if self.opens[message] else list(self.settings[message])
+        if place > start:
+            header = self.ids[start:place].tolist()
+            shown += [*header[:header.index(TEXT) + 1], header[-1]]
+        return shown
+
+    def next_place(self, place, size):
+        """Where the row after the one of `size` ids at `place` begins; the stream's length, where none is left."""
+        room = size - 1 - len(self.shown(place))
+        cut = place + room
+        if cut >= len(self.ids):
+            return len(self.ids)
+        start = self.starts[self.message_at(cut)]
+        if start > place:
+            return start
+        if room <= 0 or TEXT not in self.ids[start:cut]:
+            raise ValueError(f"rows of {size} ids leave no room for a turn after its setting; take longer rows")
+        return cut
+
+    def walk(self, size, first=0, last=None):
+        """The places where rows of `size` ids begin, from `first` on, before `last` (the end of the play)."""
+        places, place = [], first
+        while place < (len(self.ids) if last is None else last):
+            places.append(place)
+            place = self.next_place(place, size)
+        return places
+
+    def row(self, place, size):
+        """(ids, number of ids at its front that are not targets) of the row at `place`; shorter at the play's end."""
+        front = [BOS, *self.shown(place)]
+        return np.concatenate([front, self.ids[place:place + size - len(front)]]), len(front)
+
+
+def epoch_rows(plays, size, rng):
+    """The rows of one epoch, shuffled: [(play, place)].
+
+    Each play is walked through from a random message to its end, and then from its beginning to that message.
     """
-    crops, ids = [], list(prefix)
-    room = max(first_limit, len(prefix) + 8)
-
-    def close():
-        learn = np.ones(len(ids), bool)
-        if crops:
-            learn[:len(prefix)] = False
-        crops.append((np.asarray(ids, np.int32), learn))
-
-    for turn in turns:
-        if len(ids) > len(prefix) and len(ids) + len(turn) > room:
-            close()
-            ids, room = list(prefix), limit
-        ids += turn[:limit - len(ids)]
-    close()
-    return crops
+    rows = []
+    for play in plays:
+        first = play.starts[rng.integers(len(play.starts))]
+        rows += [(play, place) for place in play.walk(size, first) + play.walk(size, last=first)]
+    return [rows[i] for i in rng.permutation(len(rows))]
 
 
-def pack_rows(crops, row_ids):
-    """Best-fit packing of crops into rows of `row_ids` ids.
+def batches(plays, length, rows, seed, skip=0):
+    """Endless batches of `rows` rows, a pure function of its arguments; the first `skip` batches are left out.
 
-    Returns ids (rows, row_ids) int32, segment (rows, row_ids) int32 with 0 for padding, and
-    learn (rows, row_ids) bool. The first id of a segment is never a target.
+    Yields (epoch as a float, ids, learn): ids int64 and learn bool, both (rows, length + 1). The end of an epoch and
+    the beginning of the next may share a batch. Where learn is False the id is no target: <bos>, a setting that is
+    only shown, and the padding of a play's last row.
     """
-    rows, free = [], []                      # free: sorted (ids left, row index)
-    for crop in sorted(crops, key=lambda c: -len(c[0])):
-        size = len(crop[0])
-        at = bisect.bisect_left(free, (size, -1))
-        if at < len(free):
-            left, row = free.pop(at)
-        else:
-            left, row = row_ids, len(rows)
-            rows.append([])
-        rows[row].append(crop)
-        bisect.insort(free, (left - size, row))
-
-    ids = np.zeros((len(rows), row_ids), np.int32)
-    segment = np.zeros((len(rows), row_ids), np.int32)
-    learn = np.zeros((len(rows), row_ids), bool)
-    for r, row in enumerate(rows):
-        at = 0
-        for s, (crop_ids, crop_learn) in enumerate(row):
-            end = at + len(crop_ids)
-            ids[r, at:end] = crop_ids
-            segment[r, at:end] = s + 1
-            learn[r, at:end] = crop_learn
-            learn[r, at] = False
-            at = end
-    return ids, segment, learn
-
-
-def epoch_rows(encoded, length, rng):
-    """One pass over the scenes, cut at random places, in random order.
-
-    `length` is the number of inputs a row; rows carry one id more, the last target.
-    """
-    limit, crops = length + 1, []
-    for prefix, turns in encoded:
-        crops += crop_scene(prefix, turns, limit, int(rng.integers(limit // 4, limit + 1)))
-    ids, segment, learn = pack_rows(crops, limit)
-    order = rng.permutation(len(ids))
-    return ids[order], segment[order], learn[order]
-
-
-def development_rows(encoded, length):
-    """The development scenes, cut the same way every time."""
-    crops = []
-    for prefix, turns in encoded:
-        crops += crop_scene(prefix, turns, length + 1, length + 1)
-    return pack_rows(crops, length + 1)
-
-
-def batches(encoded, length, rows, seed):
-    """Endless batches of `rows` rows, a pure function of its arguments.
-
-    Yields (epoch as a float, (ids, segment, learn)), each array (rows, length + 1).
-    """
-    epoch = 0
+    if not plays or rows < 1 or skip < 0:
+        raise ValueError(f"batches need a play, rows >= 1 and skip >= 0: got {len(plays)} plays, {rows} and {skip}")
+    streams, size = [Play(play) for play in plays], length + 1
+    epoch, at, queue = 0, skip * rows, []                # at: the next row to give, counted from the queue's front
     while True:
-        rng = np.random.default_rng([seed, length, epoch])
-        packed = epoch_rows(encoded, length, rng)
-        count = len(packed[0]) // rows
-        for i in range(count):
-            yield epoch + i / count, tuple(a[i * rows:(i + 1) * rows] for a in packed)
-        epoch += 1
+        batch = []
+        while len(batch) < rows:
+            while at >= len(queue):
+                at -= len(queue)
+                queue = epoch_rows(streams, size, np.random.default_rng([seed, length, epoch]))
+                epoch += 1
+            if not batch:
+                progress = epoch - 1 + at / len(queue)
+            batch.append(queue[at])
+            at += 1
+        yield progress, *fill_batch(batch, size)
+
+
+def fill_batch(batch, size):
+    """(ids, learn) of the rows [(play, place)], padded to `size` ids."""
+    ids, learn = np.full((len(batch), size), PAD, np.int64), np.zeros((len(batch), size), bool)
+    for i, (play, place) in enumerate(batch):
+        row, front = play.row(place, size)
+        ids[i, :len(row)] = row
+        learn[i, front:len(row)] = True
+    return ids, learn
+
+
+def scene_sequences(plays, limit):
+    """Every scene alone: <bos>, its setting and all its turns, cut at `limit` ids."""
+    scenes = [[BOS, *setting, *itertools.chain(*turns)] for play in plays for setting, turns in play]
+    return [np.asarray(scene[:limit], np.int64) for scene in scenes]
+
+
+def consecutive_sequences(plays, limit):
+    """The plays as sequences of `limit` ids, scene after scene, cut as rows are; a play's last one is shorter."""
+    streams = [Play(play) for play in plays]
+    return [play.row(place, limit)[0] for play in streams for place in play.walk(limit)]

@@ -1,42 +1,34 @@
-"""Quantises a checkpoint and writes the model directory: model.safetensors and config.json.
+"""Writes the model directory of a run: model.safetensors, config.json, and the tokenizer beside them.
 
-Every matrix becomes I8 (out, in), symmetric in [-127, 127] per output channel, beside its F32
-`<name>_scale` (out); norms stay F32. tokenizer.model is expected in the directory already.
+int8: every matrix becomes I8 (out, in), symmetric in [-127, 127] per output channel, beside its F32 `<name>_scale` (out), by the
+very function the training forward pass used; norms stay F32. float: everything F32, what `roost-convert` quantises.
 """
 import argparse
 import json
 import os
 import pathlib
+import shutil
 
-import jax.numpy as jnp
 import numpy as np
-import sentencepiece
+import torch
 
-import data
+import kernels
 import model
-import train
 
-METADATA = {"format": "roost-int8", "activation_scheme": "dynamic"}
+METADATA = {"int8": {"format": "roost-int8", "activation_scheme": "dynamic"}, "float": {"format": "roost-float"}}
 DTYPES = {"I8": np.dtype("int8"), "F32": np.dtype("<f4")}
 DATA_ALIGNMENT = 64           # of the first tensor in the file; every tensor's size is a multiple of it
 
 
-def quantise(weight):
-    """(int8 (out, in), float32 scale (out)) of a float matrix; an all-zero row gets scale 1."""
-    top = np.abs(weight).max(axis=1)
-    scale = np.where(top > 0, top / np.float32(127), np.float32(1)).astype(np.float32)
-    return np.clip(np.rint(weight / scale[:, None]), -127, 127).astype(np.int8), scale
-
-
-def quantise_params(params):
+def file_tensors(params, kind):
     """The file's tensors in file order, {name: array}."""
     tensors = {}
     for name, value in params.items():
-        value = np.asarray(value, np.float32)
-        if model.is_quantised(name):
-            tensors[name], tensors[name + "_scale"] = quantise(value)
+        if kind == "int8" and model.is_matrix(name):
+            q, scale = kernels.quantize_rows(value)
+            tensors[name], tensors[name + "_scale"] = q.numpy(), scale.numpy()
         else:
-            tensors[name] = value
+            tensors[name] = value.numpy().astype("<f4")
     return tensors
 
 
@@ -60,85 +52,37 @@ def write_safetensors(path, tensors, metadata):
     os.replace(partial, path)
 
 
-def read_safetensors(path):
-    """({name: array}, metadata) of a file written above."""
-    raw = path.read_bytes()
-    size = int.from_bytes(raw[:8], "little")
-    header = json.loads(raw[8:8 + size])
-    metadata = header.pop("__metadata__")
-    tensors = {}
-    for name, entry in header.items():
-        begin, end = (8 + size + offset for offset in entry["data_offsets"])
-        tensors[name] = np.frombuffer(raw[begin:end], DTYPES[entry["dtype"]]).reshape(entry["shape"])
-    return tensors, metadata
+def load_best(run):
+    """(parameters, config, step, development loss) of a run's best weights."""
+    path = run / "best.pt"
+    if not path.exists():
+        raise SystemExit(f"{path} is not there: give the folder of a run that has been evaluated once")
+    best = torch.load(path, map_location="cpu")
+    return best["params"], best["config"], best["step"], best["dev_loss"]
 
 
-def read_params(path):
-    """Float parameters of an exported file: int8 times scale."""
-    tensors, _ = read_safetensors(path)
-    params = {}
-    for name, value in tensors.items():
-        if name + "_scale" in tensors:
-            value = value.astype(np.float32) * tensors[name + "_scale"][:, None]
-        if not name.endswith("_scale"):
-            params[name] = jnp.asarray(value)
-    return params
-
-
-def write_golden(path, params, tokenizer, prompt_ids=150):
-    """Top logits at the last of about `prompt_ids` ids, float32 and with int8 activations simulated."""
-    scene = next(s for s in data.load_scenes() if s["play"] == "As You Like It" and (s["act"], s["scene"]) == (1, 3))
-    messages, ids = data.scene_messages(scene), []
-    for count in range(2, len(messages)):
-        ids = data.encode_request(tokenizer, messages[:count], messages[count][0])
-        if len(ids) >= prompt_ids:
-            break
-    golden = {"messages": messages[:count], "reply_name": messages[count][0], "ids": ids}
-    row = np.asarray([ids], np.int32)
-    for key, quant in (("float32", False), ("int8_simulated", True)):
-        last = np.asarray(model.logits(params, row, np.ones_like(row), model.CONFIG, quant))[0, -1]
-        top = np.argsort(-last, kind="stable")[:10]
-        golden[key] = {"top_ids": top.tolist(), "top_logits": [float(last[i]) for i in top]}
-    path.write_text(json.dumps(golden, indent=1) + "\n")
-
-
-def development_losses(float_params, exported, tokenizer, length):
-    """Nats per target: the float parameters, the exported weights, and those with int8 activations."""
-    _, dev = data.split_scenes(data.load_scenes())
-    rows = data.development_rows(data.encode_scenes(tokenizer, dev), length)
-    evaluate = train.make_evaluate(model.CONFIG, rows, length)
-    return {
-        "targets": int(rows[2][:, 1:].sum()),
-        "float": evaluate(float_params, False),
-        "int8_weights": evaluate(exported, False),
-        "int8": evaluate(exported, True),
-    }
+def export(run, out, kind, tokenizer):
+    """Writes the directory; returns the bytes of the weights."""
+    params, config, _, _ = load_best(run)
+    out.mkdir(parents=True, exist_ok=True)
+    write_safetensors(out / "model.safetensors", file_tensors(params, kind), METADATA[kind])
+    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    if tokenizer.resolve() != (out / "tokenizer.model").resolve():
+        shutil.copyfile(tokenizer, out / "tokenizer.model")
+    return (out / "model.safetensors").stat().st_size
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--checkpoint", type=pathlib.Path, required=True)
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="model directory, with tokenizer.model")
-    parser.add_argument("--golden", type=pathlib.Path, help="also write reference logits there (JSON)")
-    parser.add_argument("--evaluate", action="store_true", help="also print development losses")
+    parser.add_argument("--run", type=pathlib.Path, required=True, help="folder of a run")
+    parser.add_argument("--tokenizer", type=pathlib.Path, required=True, help="tokenizer.model")
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="model directory")
+    parser.add_argument("--kind", choices=METADATA, default="int8")
     args = parser.parse_args()
-
-    float_params, step = train.load_params(args.checkpoint)
-    tensors = quantise_params(float_params)
-    target = args.out / "model.safetensors"
-    write_safetensors(target, tensors, METADATA)
-    (args.out / "config.json").write_text(json.dumps(model.CONFIG, indent=2) + "\n")
-    back, metadata = read_safetensors(target)
-    if metadata != METADATA or any(not np.array_equal(back[n], t) for n, t in tensors.items()):
-        raise SystemExit(f"{target}: does not read back as written")
-    print(f"step {step}: {len(tensors)} tensors, {target.stat().st_size} bytes")
-
-    tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(args.out / "tokenizer.model"))
-    exported = read_params(target)
-    if args.golden:
-        write_golden(args.golden, exported, tokenizer)
-    if args.evaluate:
-        print(json.dumps(development_losses(float_params, exported, tokenizer, length=2048)))
+    _, _, step, dev_loss = load_best(args.run)
+    size = export(args.run, args.out, args.kind, args.tokenizer)
+    print(f"{args.out}: step {step}, development loss {dev_loss:.4f}, {size} bytes of weights; "
+          "roost model seal writes the known answer")
 
 
 if __name__ == "__main__":

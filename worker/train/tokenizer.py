@@ -19,7 +19,7 @@ VOCAB_SIZE = 4096
 
 
 def training_lines(scenes):
-    """Every name, setting and line of the training part."""
+    """Every name and every line of text of the scenes."""
     for scene in scenes:
         for name, text in data.scene_messages(scene):
             yield name
@@ -27,7 +27,10 @@ def training_lines(scenes):
 
 
 def train_tokenizer(scenes, path):
-    """Writes the model to path. Through a writer: a model_prefix would be stored in the file, with the folders of this machine."""
+    """Trains on the scenes and writes the model to path.
+
+    It goes through a writer: a model_prefix would be stored in the file, with the folders of this machine.
+    """
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(list(training_lines(scenes))),
@@ -79,14 +82,12 @@ def main():
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     scenes = data.load_scenes()
-    train, dev = data.split_scenes(scenes)
-    train_tokenizer(train, args.out / "tokenizer.model")
+    parts = data.split(scenes)
+    train_tokenizer(parts["train"], args.out / "tokenizer.model")
     tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(args.out / "tokenizer.model"))
     checked = check_tokenizer(tokenizer, scenes)
-    counts = {}
-    for part, part_scenes in (("train", train), ("development", dev)):
-        encoded = data.encode_scenes(tokenizer, part_scenes)
-        counts[part] = sum(len(p) + sum(map(len, t)) for p, t in encoded)
+    counts = {part: sum(map(len, data.scene_sequences(data.encode_plays(tokenizer, part_scenes), None)))
+              for part, part_scenes in parts.items()}
     print(json.dumps({"texts_checked": checked, "tokens": counts}))
 
 
