@@ -127,6 +127,40 @@ static void a_sequence_waits_for_its_pages_and_shares_them(void **state)
     world_destroy(&world);
 }
 
+/* A demotion that is called off and taken up again goes on with the older copy: the parent is away before its child. */
+static void no_child_stays_below_a_parent_that_is_away(void **state)
+{
+    (void)state;
+    struct world world;
+    struct world_request a, b;
+    struct world_shape shape = small;
+    shape.late = 0;
+    world_create(&world, &shape);
+    talk(&a, 130, 30);
+    talk(&b, 440, 31);
+    assert_ok(world_open(&world, &a));
+    assert_ok(world_compute(&world, &a, 64, 64));
+    kv_cache_suspend(world.cache, a.sequence);
+    assert_ok(kv_cache_resume(world.cache, a.sequence)); /* nobody has asked whether the copy has landed */
+    assert_ok(world_compute(&world, &a, 130, 64));
+    assert_ok(world_open(&world, &b));
+    assert_ok(world_compute(&world, &b, 384, 64));
+    fake_backend.late_polls_max = 1 << 20;
+    kv_cache_suspend(world.cache, a.sequence);
+    fake_backend.late_polls_max = 0;
+    assert_true(kv_cache_poll(world.cache)); /* lands what was copied first, no more */
+    assert_ok(world_compute(&world, &b, 440, 64));
+    assert_int_equal(kv_cache_resume(world.cache, a.sequence), STATUS_AGAIN); /* b has the parent's room */
+    world_check(&world);
+    world_keep(&world, &b);
+    assert_ok(kv_cache_resume(world.cache, a.sequence));
+    assert_int_equal(kv_sequence_tokens(a.sequence), 130);
+    world_settle(&world, a.sequence);
+    world_verify(&world, &a);
+    world_keep(&world, &a);
+    world_destroy(&world);
+}
+
 /* Demands that sum to no more than the room can all be met, whatever lies around. */
 static void room_keeps_its_word(void **state)
 {
@@ -172,6 +206,7 @@ int main(void)
         cmocka_unit_test(a_preempted_sequence_loses_nothing),
         cmocka_unit_test(without_a_host_it_starts_from_what_is_left),
         cmocka_unit_test(a_sequence_waits_for_its_pages_and_shares_them),
+        cmocka_unit_test(no_child_stays_below_a_parent_that_is_away),
         cmocka_unit_test(room_keeps_its_word),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
