@@ -149,14 +149,18 @@ def test_export_of_nothing_is_refused(tmp_path):
 # ---- the engine ----
 
 
-def test_described_and_sealed(learnt, exported):
-    _, out, _ = tools.run("bin/roost", "model", "describe", exported, "--json")
-    found = json.loads(out)
-    best = torch.load(learnt[0] / "best.pt")
+def describe(directory):
+    return json.loads(tools.run("bin/roost", "model", "describe", directory, "--json")[1])
+
+
+def test_described_and_sealed(learnt, exported, tmp_path):
+    found, best = describe(exported), torch.load(learnt[0] / "best.pt")
     assert found["parameters"] == sum(value.numel() for value in best["params"].values())
     assert [layer["kv_producer"] for layer in found["layers"]] == best["config"]["kv_producer"]
     tools.run("bin/roost", "model", "seal", exported)
     assert len(json.loads((exported / "known_answer.json").read_text())["logits_digest"]) == 64
+    run("export.py", {"--run": learnt[0], "--tokenizer": TOKENIZER, "--out": tmp_path, "--kind": "float"})      # what roost-convert takes
+    assert describe(tmp_path)["parameters"] == found["parameters"] and describe(tmp_path)["bytes"] == 4 * found["parameters"]
 
 
 def test_engine_has_the_bits_of_the_training(learnt, exported):

@@ -211,16 +211,17 @@ static void decode(const struct train_attention *job, float *out)
 static void attention(void **state)
 {
     (void)state;
-    static const size_t shapes[][2] = {{4, 1}, {4, 2}, {4, 4}, {1, 1}}, lengths[] = {1, 63, 64, 65, 150}, windows[] = {0, 1, 24, 64, 1000};
+    static const size_t shapes[][3] = {{4, 1, 32}, {4, 2, 24}, {4, 4, 40}, {1, 1, 16}};        /* heads, KV heads, dim */
+    static const size_t lengths[] = {1, 63, 64, 65, 150}, windows[] = {0, 1, 24, 64, 1000};
     struct random random = {5};
     struct sequence sequence;
     for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++)
         for (size_t l = 0; l < sizeof lengths / sizeof *lengths; l++)
             for (size_t w = 0; w < sizeof windows / sizeof *windows; w++) {
-                sequence_create(&sequence, &random, lengths[l], shapes[s][0], shapes[s][1], 32, windows[w]);
+                sequence_create(&sequence, &random, lengths[l], shapes[s][0], shapes[s][1], shapes[s][2], windows[w]);
                 decode(&sequence.job, sequence.want);
                 assert_true(train_attention(&sequence.job));
-                assert_memory_equal(sequence.job.out, sequence.want, lengths[l] * shapes[s][0] * 32 * sizeof(float));
+                assert_memory_equal(sequence.job.out, sequence.want, lengths[l] * shapes[s][0] * shapes[s][2] * sizeof(float));
                 sequence_destroy(&sequence);
             }
     sequence_create(&sequence, &random, 1100, 2, 1, 16, 0);         /* over the end of a unit */
