@@ -38,6 +38,7 @@ def ablation(kv_heads, global_every, sharing, arithmetic="float"):
 GROUPS = {
     "main": {f"main-{kind}-{seed}": MAIN | {"--arithmetic": kind, "--seed": seed} for kind in ("int8", "float") for seed in SEEDS},
     "sizes": {
+        "size128": SIZE | {"--hidden": 128, "--inner": 352, "--steps": 500},
         "size192": SIZE | {"--hidden": 192, "--inner": 512, "--steps": 300},
         "size256": SIZE | {"--hidden": 256, "--inner": 640, "--steps": 210},
     },
