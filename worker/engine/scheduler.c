@@ -14,6 +14,7 @@ struct seat {
     const struct scheduler_entry *entry;
     enum fate fate;
     uint32_t tokens; /* given in this step */
+    uint64_t paid;   /* what was taken from the room for them: one alone may get more than there is */
     bool prepaid;    /* memory for all its tokens was taken when it came (back) */
     bool cut;        /* the budget ended its chunk */
 };
@@ -90,19 +91,28 @@ static uint64_t bytes_for(const struct scheduler_entry *entry, uint32_t tokens)
     return entry->bytes_next_token + pages * entry->bytes_per_page;
 }
 
-static void pay(struct planner *planner, uint64_t bytes)
+static void pay(struct planner *planner, struct seat *seat, uint64_t bytes)
 {
-    planner->room -= bytes < planner->room ? bytes : planner->room;
+    const uint64_t taken = bytes < planner->room ? bytes : planner->room;
+    planner->room -= taken;
+    seat->paid += taken;
+}
+
+/* What suspending the seat gives back. */
+static uint64_t refund(const struct seat *seat)
+{
+    return seat->entry->bytes_held + seat->paid;
 }
 
 static void suspend(struct planner *planner, struct seat *seat)
 {
-    planner->room += seat->entry->bytes_held + bytes_for(seat->entry, seat->tokens);
+    planner->room += refund(seat);
     if (seat->entry->state == SCHEDULER_PREFILL)
         planner->budget += seat->tokens;
     planner->running--;
     seat->fate = FATE_SUSPEND;
     seat->tokens = 0;
+    seat->paid = 0;
 }
 
 /* Suspends whoever ranks lowest of those behind `index`. */
@@ -138,7 +148,7 @@ static void decode(struct planner *planner)
             continue;
         }
         seat->tokens = 1;
-        pay(planner, bytes);
+        pay(planner, seat, bytes);
         planner->budget -= planner->budget > 0;
     }
 }
@@ -191,7 +201,7 @@ static void give_chunk(struct planner *planner, uint32_t index)
     seat->cut = cut;
     planner->budget -= tokens;
     if (!seat->prepaid)
-        pay(planner, bytes_for(entry, tokens));
+        pay(planner, seat, bytes_for(entry, tokens));
 }
 
 /* What page borders left over goes to the first whose chunk the budget cut. */
@@ -207,7 +217,7 @@ static void give_odd_rest(struct planner *planner)
         const uint64_t bytes = seat->prepaid ? 0 : bytes_for(entry, tokens) - bytes_for(entry, seat->tokens);
         if (bytes > planner->room)
             continue;
-        pay(planner, bytes);
+        pay(planner, seat, bytes);
         planner->budget -= tokens - seat->tokens;
         seat->tokens = tokens;
         planner->odd_given = true;
@@ -236,7 +246,7 @@ static bool make_place(struct planner *planner, uint32_t index)
             ;
         if (i == index)
             return false;
-        room += planner->seats[i].entry->bytes_held + bytes_for(planner->seats[i].entry, planner->seats[i].tokens);
+        room += refund(&planner->seats[i]);
         running--;
         victims++;
     }
@@ -253,7 +263,7 @@ static bool bring(struct planner *planner, uint32_t index)
     seat->fate = seat->entry->state == SCHEDULER_SUSPENDED ? FATE_RESUME : FATE_ADMIT;
     seat->prepaid = true;
     planner->running++;
-    pay(planner, seat->entry->bytes_total);
+    pay(planner, seat, seat->entry->bytes_total);
     give_chunk(planner, index);
     return true;
 }

@@ -220,6 +220,11 @@ static void higher_priorities_take_places(void **state)
     add_prefill(0, 100, 20);
     add_outside(SCHEDULER_SUSPENDED, 1, 64, 64);
     expect(&two, "suspend 1\nresume 2\nrun 0 1\nrun 2 64\n");
+    two.bytes_room = 0; /* one alone got a page that nobody has: its place has what it held, and no more */
+    add_decode(1, 7 * PAGE, PAGE);
+    add_outside(SCHEDULER_SUSPENDED, 2, 64, 64);
+    add_outside(SCHEDULER_WAITING, 2, 0, 384);
+    expect(&two, "suspend 0\nresume 1\nrun 1 64\n");
 }
 
 static void idle_work_waits_for_nobody(void **state)
