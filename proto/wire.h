@@ -72,6 +72,8 @@ const char *wire_error_name(enum wire_error_code code);   /* "over capacity"; ne
 const char *wire_life_name(enum wire_life life);
 const char *wire_finish_name(enum wire_finish finish);
 
+enum wire_capability { WIRE_CAN_RESUME = 1, WIRE_CAN_ATTACH = 2, WIRE_CAN_CREDIT = 4, WIRE_CAN_DRAIN = 8 };   /* bits */
+
 struct wire_attempt { uint32_t client, router; };
 
 struct wire_limits {
@@ -83,6 +85,7 @@ struct wire_load {
     uint32_t queued_requests, running_requests;
     uint64_t queued_tokens, running_tokens, kv_tokens_used, kv_tokens_max, steps;
     uint32_t step_age_ms, step_median_us;
+    uint32_t token_ns;                 /* measured time of a computed prompt token; 0: not known */
 };
 
 struct wire_hello {
@@ -92,6 +95,7 @@ struct wire_hello {
     enum wire_connection connection;   /* required */
     struct wire_span name, build;
     uint32_t lease_ms;
+    uint32_t capabilities;             /* bits of enum wire_capability; others are kept as they are */
 };
 
 struct wire_welcome {
@@ -101,6 +105,7 @@ struct wire_welcome {
     struct wire_limits limits;
     enum wire_life state;
     uint64_t kv_tokens_max;
+    uint32_t capabilities;
 };
 
 struct wire_lease {
@@ -139,6 +144,7 @@ struct wire_head {
     struct wire_span numerics_id;      /* 32 bytes or empty */
     bool inexact_allowed;
     uint32_t body_bytes;
+    struct wire_span placement;        /* 16 bytes or empty */
 };
 
 struct wire_chat_message {
@@ -222,9 +228,13 @@ struct wire_stream_ref {               /* NEED_HISTORY, RESEND, WRONG_OWNER, ACK
     struct wire_span owner;            /* WRONG_OWNER: name */
     uint64_t epoch;                    /* WRONG_OWNER */
     struct wire_span cache_id;         /* ACK */
+    struct wire_span numerics_id;      /* ACK: 32 bytes or empty */
 };
 
-struct wire_cancel { struct wire_span request_id, tenant, conversation, session; };
+struct wire_cancel {
+    struct wire_span request_id, tenant, conversation, session;
+    struct wire_attempt attempt;       /* {0, 0}: every attempt; else up to this one */
+};
 
 struct wire_attach {
     struct wire_span request_id, tenant, conversation, session;
@@ -232,7 +242,13 @@ struct wire_attach {
     struct wire_resume resume;
     struct wire_attempt attempt;
 };
-struct wire_attach_reply { struct wire_span request_id; bool known; struct wire_span released; };
+struct wire_attach_reply {
+    struct wire_span request_id;
+    bool known;
+    struct wire_span released;         /* column u32, one per choice */
+    struct wire_span tenant;           /* name or empty */
+    bool running;
+};
 struct wire_goaway { struct wire_span session; uint32_t deadline_ms; struct wire_span detail; };
 struct wire_drain { struct wire_span worker; uint32_t deadline_ms; bool cancel; };
 struct wire_drain_status { struct wire_span worker; enum wire_life state; uint32_t streams; uint64_t bytes_left; uint32_t abandoned; };

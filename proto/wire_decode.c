@@ -39,6 +39,7 @@ static void convert_hello(const Roost__V1__Hello *from, struct wire_hello *to)
     to->name = span(from->name);
     to->build = span(from->build);
     to->lease_ms = from->lease_ms;
+    to->capabilities = from->capabilities;
 }
 
 static void convert_welcome(const Roost__V1__Welcome *from, struct wire_welcome *to)
@@ -55,6 +56,7 @@ static void convert_welcome(const Roost__V1__Welcome *from, struct wire_welcome 
     to->numerics_id = span(from->numerics_id);
     to->state = life(from->state);
     to->kv_tokens_max = from->kv_tokens_max;
+    to->capabilities = from->capabilities;
     if (from->limits) {
         to->limits.body_bytes_max = from->limits->body_bytes_max;
         to->limits.head_bytes_max = from->limits->head_bytes_max;
@@ -83,6 +85,7 @@ static void convert_lease(const Roost__V1__Lease *from, struct wire_lease *to)
         to->load.steps = from->load->steps;
         to->load.step_age_ms = from->load->step_age_ms;
         to->load.step_median_us = from->load->step_median_us;
+        to->load.token_ns = from->load->token_ns;
     }
     to->credit_streams = span(from->credit_streams);
     to->credit_tokens = span(from->credit_tokens);
@@ -112,6 +115,7 @@ static void convert_head(const Roost__V1__Head *from, struct wire_head *to)
     to->numerics_id = span(from->numerics_id);
     to->inexact_allowed = from->inexact_allowed;
     to->body_bytes = from->body_bytes;
+    to->placement = span(from->placement);
 }
 
 static enum status convert_sampling(const Roost__V1__Sampling *from, struct wire_arena *arena, struct wire_sampling *to)
@@ -263,6 +267,7 @@ enum status wire_convert(const ProtobufCMessage *from, struct wire_arena *arena,
         to->stream_ref.stream = m->stream;
         to->stream_ref.attempt = attempt(m->attempt);
         to->stream_ref.cache_id = span(m->cache_id);
+        to->stream_ref.numerics_id = span(m->numerics_id);
         return STATUS_OK;
     }
     case WIRE_SUPERSEDED: {
@@ -277,6 +282,7 @@ enum status wire_convert(const ProtobufCMessage *from, struct wire_arena *arena,
         to->cancel.tenant = span(m->tenant);
         to->cancel.conversation = span(m->conversation);
         to->cancel.session = span(m->session);
+        to->cancel.attempt = attempt(m->attempt);
         return STATUS_OK;
     }
     case WIRE_ATTACH: {
@@ -295,6 +301,8 @@ enum status wire_convert(const ProtobufCMessage *from, struct wire_arena *arena,
         to->attach_reply.request_id = span(m->request_id);
         to->attach_reply.known = m->known;
         to->attach_reply.released = span(m->released);
+        to->attach_reply.tenant = span(m->tenant);
+        to->attach_reply.running = m->running;
         return STATUS_OK;
     }
     case WIRE_GOAWAY: {

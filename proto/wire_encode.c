@@ -54,6 +54,7 @@ static size_t put_hello(const struct wire_hello *from, uint8_t *out)
     m.name = bytes(from->name);
     m.build = bytes(from->build);
     m.lease_ms = from->lease_ms;
+    m.capabilities = from->capabilities;
     return put(WIRE_HELLO, &m.base, out);
 }
 
@@ -73,6 +74,7 @@ static size_t put_welcome(const struct wire_welcome *from, uint8_t *out)
     m.numerics_id = bytes(from->numerics_id);
     m.state = (Roost__V1__LifeState)from->state;
     m.kv_tokens_max = from->kv_tokens_max;
+    m.capabilities = from->capabilities;
     m.limits = &limits;
     limits.body_bytes_max = from->limits.body_bytes_max;
     limits.head_bytes_max = from->limits.head_bytes_max;
@@ -103,6 +105,7 @@ static size_t put_lease(const struct wire_lease *from, uint8_t *out)
         load.steps = from->load.steps;
         load.step_age_ms = from->load.step_age_ms;
         load.step_median_us = from->load.step_median_us;
+        load.token_ns = from->load.token_ns;
     }
     m.credit_streams = bytes(from->credit_streams);
     m.credit_tokens = bytes(from->credit_tokens);
@@ -136,6 +139,7 @@ static size_t put_head(const struct wire_head *from, uint8_t *out)
     m.numerics_id = bytes(from->numerics_id);
     m.inexact_allowed = from->inexact_allowed;
     m.body_bytes = from->body_bytes;
+    m.placement = bytes(from->placement);
     return put(WIRE_HEAD, &m.base, out);
 }
 
@@ -297,6 +301,7 @@ static size_t put_stream_ref(enum wire_kind kind, const struct wire_stream_ref *
         m.stream = from->stream;
         m.attempt = &a;
         m.cache_id = bytes(from->cache_id);
+        m.numerics_id = bytes(from->numerics_id);
         return put(kind, &m.base, out);
     }
     default: {
@@ -346,7 +351,9 @@ static size_t encode(const struct wire_message *message, uint8_t *out)
         m.request_id = bytes(message->cancel.request_id);
         m.tenant = bytes(message->cancel.tenant);
         m.conversation = bytes(message->cancel.conversation);
+        Roost__V1__Attempt a = attempt(message->cancel.attempt);
         m.session = bytes(message->cancel.session);
+        m.attempt = message->cancel.attempt.client ? &a : NULL;
         return put(WIRE_CANCEL, &m.base, out);
     }
     case WIRE_ATTACH_REPLY: {
@@ -354,6 +361,8 @@ static size_t encode(const struct wire_message *message, uint8_t *out)
         m.request_id = bytes(message->attach_reply.request_id);
         m.known = message->attach_reply.known;
         m.released = bytes(message->attach_reply.released);
+        m.tenant = bytes(message->attach_reply.tenant);
+        m.running = message->attach_reply.running;
         return put(WIRE_ATTACH_REPLY, &m.base, out);
     }
     case WIRE_GOAWAY: {

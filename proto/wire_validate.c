@@ -136,7 +136,8 @@ static enum status validate_head(const struct wire_head *m)
     TRY(check_resume(&m->resume, "head.resume"));
     TRY(check_fixed(m->incarnation, WIRE_ID_BYTES, false, "head.incarnation"));
     TRY(check_fixed(m->cache_id, WIRE_ID_BYTES, false, "head.cache_id"));
-    return check_fixed(m->numerics_id, 32, false, "head.numerics_id");
+    TRY(check_fixed(m->numerics_id, 32, false, "head.numerics_id"));
+    return check_fixed(m->placement, WIRE_ID_BYTES, false, "head.placement");
 }
 
 static enum status validate_sampling(const struct wire_sampling *m)
@@ -312,6 +313,7 @@ static enum status validate_stream_ref(const struct wire_stream_ref *m)
 {
     TRY(check_fixed(m->request_id, WIRE_ID_BYTES, true, "request_id"));
     TRY(check_name(m->owner, false, "wrong_owner.owner"));
+    TRY(check_fixed(m->numerics_id, 32, false, "ack.numerics_id"));
     return check_fixed(m->cache_id, WIRE_ID_BYTES, false, "ack.cache_id");
 }
 
@@ -352,6 +354,7 @@ enum status wire_validate(const struct wire_message *message)
     case WIRE_ATTACH: return validate_attach(&message->attach);
     case WIRE_ATTACH_REPLY:
         TRY(check_fixed(message->attach_reply.request_id, WIRE_ID_BYTES, true, "attach_reply.request_id"));
+        TRY(check_name(message->attach_reply.tenant, false, "attach_reply.tenant"));
         return check_column(message->attach_reply.released, 4, WIRE_CHOICES_MAX, "attach_reply.released");
     case WIRE_GOAWAY:
         TRY(check_fixed(message->goaway.session, WIRE_ID_BYTES, true, "goaway.session"));

@@ -71,6 +71,10 @@ struct engine_request {              /* everything is borrowed during engine_sub
     uint64_t seed;  bool seed_given; /* else hash(tenant, request id, choice 0) */
     uint32_t tokens_max;             /* 0, or more than the context leaves: what the context leaves */
     uint32_t choices;                /* replies to make; 0 or 1: one; to ENGINE_CHOICES_MAX */
+    /* A resume: the ids of each choice that were released before, by whoever ran it until now. They are replayed (penalties, characters,
+     * stop strings, lengths) and no event repeats them: `first` goes on behind them, limits and reply_tokens count them. */
+    const uint32_t *resume_counts;   /* (choices); NULL: from the start */
+    const uint32_t *resume_ids;      /* all choices one after the other */
     const uint32_t *stop_ids;  unsigned stop_id_count;       /* end the reply like an end id, to SAMPLER_STOP_IDS_MAX */
     const char *const *stops;  const size_t *stop_sizes;  unsigned stop_count;   /* stop strings (stop_stream.h) */
     bool logprobs;  uint32_t alternatives;   /* log probabilities of the tokens drawn, and of the most likely ones, to SAMPLER_LOGPROBS_MAX */

@@ -37,7 +37,7 @@ struct wire_message wire_sample(enum wire_kind kind)
     switch (kind) {
     case WIRE_HELLO:
         m.hello = (struct wire_hello){
-            1, 3, BYTES(id_b), WIRE_ROLE_CLIENT, WIRE_CONNECTION_DATA, s("example.client:1"), s("0.1.0"), 1000};
+            1, 3, BYTES(id_b), WIRE_ROLE_CLIENT, WIRE_CONNECTION_DATA, s("example.client:1"), s("0.1.0"), 1000, 5};
         break;
     case WIRE_WELCOME:
         m.welcome = (struct wire_welcome){
@@ -54,6 +54,7 @@ struct wire_message wire_sample(enum wire_kind kind)
             .limits = {1u << 20, 320u << 10, 4u << 20, 4096, 512, 8192, 4096},
             .state = WIRE_LIFE_READY,
             .kv_tokens_max = 1ull << 40,
+            .capabilities = 0x8000000fu,
         };
         break;
     case WIRE_LEASE:
@@ -63,7 +64,7 @@ struct wire_message wire_sample(enum wire_kind kind)
             .echo = 76,
             .state = WIRE_LIFE_DRAINING,
             .has_load = true,
-            .load = {1, 2, 3, 4, 5, 6, 1ull << 33, 250, 12345},
+            .load = {1, 2, 3, 4, 5, 6, 1ull << 33, 250, 12345, 71000},
             .credit_streams = BYTES(column_u32),
             .credit_tokens = BYTES(column_u64),
             .credit_connection_bytes = 1ull << 34,
@@ -92,6 +93,7 @@ struct wire_message wire_sample(enum wire_kind kind)
             .numerics_id = BYTES(digest_b),
             .inexact_allowed = true,
             .body_bytes = 38700,
+            .placement = BYTES(id_a),
         };
         break;
     case WIRE_BODY:
@@ -170,15 +172,15 @@ struct wire_message wire_sample(enum wire_kind kind)
         break;
     case WIRE_ACK:
         m.stream_ref = (struct wire_stream_ref){
-            .request_id = BYTES(id_a), .stream = 8, .attempt = {3, 4}, .cache_id = BYTES(id_d)};
+            .request_id = BYTES(id_a), .stream = 8, .attempt = {3, 4}, .cache_id = BYTES(id_d), .numerics_id = BYTES(digest_b)};
         break;
     case WIRE_SUPERSEDED: m.stream_ref = (struct wire_stream_ref){.request_id = BYTES(id_a), .attempt = {3, 4}}; break;
-    case WIRE_CANCEL: m.cancel = (struct wire_cancel){BYTES(id_a), s("acme"), s("c1"), BYTES(id_b)}; break;
+    case WIRE_CANCEL: m.cancel = (struct wire_cancel){BYTES(id_a), s("acme"), s("c1"), BYTES(id_b), {2, 3}}; break;
     case WIRE_ATTACH:
         m.attach = (struct wire_attach){
             BYTES(id_a), s("acme"), s("c1"), BYTES(id_b), 9, {BYTES(counts), BYTES(column_u32)}, {5, 6}};
         break;
-    case WIRE_ATTACH_REPLY: m.attach_reply = (struct wire_attach_reply){BYTES(id_a), true, BYTES(column_u32)}; break;
+    case WIRE_ATTACH_REPLY: m.attach_reply = (struct wire_attach_reply){BYTES(id_a), true, BYTES(column_u32), s("acme"), true}; break;
     case WIRE_GOAWAY: m.goaway = (struct wire_goaway){BYTES(id_c), 30000, s("upgrade")}; break;
     case WIRE_DRAIN: m.drain = (struct wire_drain){s("worker-1"), 30000, true}; break;
     case WIRE_DRAIN_STATUS:
@@ -199,5 +201,21 @@ struct wire_message wire_sample_first(enum wire_kind kind)
         m.tokens.alternatives = m.tokens.alternative_ids = m.tokens.alternative_logprobs = none;
     if (kind == WIRE_DONE)
         m.done.dropped_messages = 0;
+    if (kind == WIRE_HELLO)
+        m.hello.capabilities = 0;
+    if (kind == WIRE_WELCOME)
+        m.welcome.capabilities = 0;
+    if (kind == WIRE_LEASE)
+        m.lease.load.token_ns = 0;
+    if (kind == WIRE_HEAD)
+        m.head.placement = none;
+    if (kind == WIRE_ACK)
+        m.stream_ref.numerics_id = none;
+    if (kind == WIRE_CANCEL)
+        m.cancel.attempt = (struct wire_attempt){0, 0};
+    if (kind == WIRE_ATTACH_REPLY) {
+        m.attach_reply.tenant = none;
+        m.attach_reply.running = false;
+    }
     return m;
 }
