@@ -106,7 +106,9 @@ def test_interrupted_run_ends_with_the_same_bits(tmp_path):
     train(whole, INTERRUPTED)
     for step in (1, 2):                                   # out of time after one step, twice
         printed = train(broken, INTERRUPTED | {"--minutes": 0}).stdout
+        kept = torch.load(broken / "checkpoint.pt")
         assert f"step {step - 1} of {SHORT_STEPS}" in printed and len(losses(broken)) == step
+        assert (kept["step"], kept["best"], kept["stale"]) == (step, math.inf, 0) and (broken / "best.pt").exists()
     kill_at_step(4, broken, INTERRUPTED)
     assert torch.load(broken / "checkpoint.pt")["step"] == 2
     assert f"step 2 of {SHORT_STEPS}" in train(broken, INTERRUPTED).stdout
@@ -117,6 +119,13 @@ def test_interrupted_run_ends_with_the_same_bits(tmp_path):
     assert rows == wanted and len(rows) == SHORT_STEPS
     assert "best development loss" in train(broken, INTERRUPTED).stdout                                 # nothing is left to do
     assert same(torch.load(broken / "checkpoint.pt"), torch.load(whole / "checkpoint.pt"))
+
+
+def test_run_that_gets_no_better_stops(tmp_path):
+    options = INTERRUPTED | {"--evaluate-every": 2, "--patience": 1, "--matrix-rate": 0, "--other-rate": 0}
+    for _ in range(2):                                    # and stays where it stopped
+        assert "best development loss" in train(tmp_path, options).stdout
+        assert torch.load(tmp_path / "checkpoint.pt")["step"] == 4 and torch.load(tmp_path / "best.pt")["step"] == 2
 
 
 def kill_at_step(step, folder, options):
