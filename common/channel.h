@@ -80,5 +80,7 @@ uint64_t channel_dropped(const struct channel *channel);    /* messages dropped 
  * descriptors ZeroMQ's I/O thread spins, so programs check at start: one per connection, plus a reserve of 64 that is added
  * here for the log, Redis, the loops and ZeroMQ's own. STATUS_LIMIT with words that say what to raise. */
 enum status channel_check_descriptors(unsigned needed);
+/* How many may still be opened, that reserve kept; UINT_MAX: no limit. Raises the soft limit as well. */
+unsigned channel_descriptors_left(void);
 
 #endif

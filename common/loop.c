@@ -611,8 +611,10 @@ enum status loop_run(struct loop *loop)
 
 void loop_stop(struct loop *loop)
 {
+    pthread_mutex_lock(&loop->post_lock); /* the loop may be destroyed as soon as its thread has seen the flag */
     atomic_store(&loop->stop, true);
     wake(loop);
+    pthread_mutex_unlock(&loop->post_lock);
 }
 
 struct event_base *loop_event_base(struct loop *loop)

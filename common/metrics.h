@@ -1,5 +1,6 @@
-/* metrics.h - writes metrics in Prometheus' text format (exposition format 0.0.4). Names are roost_<what>_<unit>[_total]. A writer is used for
- * one answer; values are read when they are asked for, so nothing is kept here. */
+/* metrics.h - writes metrics in Prometheus' text format (exposition format 0.0.4). Names are roost_<program>_<what>_<unit>[_total]. A writer is
+ * used for one answer; values are read when they are asked for, so nothing is kept here. Labels take few values: states, codes, reasons, workers;
+ * never conversations, tenants or clients. */
 #ifndef ROOST_COMMON_METRICS_H
 #define ROOST_COMMON_METRICS_H
 #include <stdint.h>
@@ -7,7 +8,7 @@
 
 struct metrics;
 
-enum metrics_type { METRICS_COUNTER, METRICS_GAUGE };
+enum metrics_type { METRICS_COUNTER, METRICS_GAUGE, METRICS_HISTOGRAM };
 
 enum status metrics_create(struct metrics **out);
 void metrics_destroy(struct metrics **metrics);       /* accepts NULL */
@@ -22,6 +23,8 @@ void metrics_gauge(struct metrics *metrics, const char *name, const char *help, 
 /* A histogram of fixed buckets, cumulative by le: (count) upper bounds in seconds, (count + 1) counts, the last one above all bounds. */
 void metrics_histogram(struct metrics *metrics, const char *name, const char *help, const double *bounds, const uint64_t *counts,
                        unsigned count, double sum);
+/* This process, under the names that Prometheus' own libraries use: memory, descriptors and their limit, processor time, start. */
+void metrics_process(struct metrics *metrics);
 /* The text; borrowed until the next call. NULL: no memory was left somewhere. */
 const char *metrics_text(struct metrics *metrics);
 

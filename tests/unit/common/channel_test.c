@@ -968,6 +968,8 @@ static void test_descriptors(void **state)
             _exit(1);
         if (channel_check_descriptors(300) != STATUS_OK || getrlimit(RLIMIT_NOFILE, &after) != 0 || after.rlim_cur != 500)
             _exit(2);
+        if (channel_descriptors_left() > 500 - 64 - 3 || channel_descriptors_left() < 300)
+            _exit(5);
         if (channel_check_descriptors(500) != STATUS_LIMIT)
             _exit(3);
         _exit(strstr(status_detail(), "the limit on open files is 500") && strstr(status_detail(), "LimitNOFILE=") ? 0 : 4);
