@@ -7,7 +7,7 @@
 
 const uint32_t matrix_axis_size[MATRIX_AXES] = {
     [MATRIX_BATCH] = 4, [MATRIX_CHUNK] = 5, [MATRIX_STATE] = MATRIX_STATES, [MATRIX_THREADS] = 2, [MATRIX_CHOICES] = 2,
-    [MATRIX_DEPTH] = 2, [MATRIX_PROMPT] = 2, [MATRIX_SAMPLING] = 2, [MATRIX_RECIPE] = 5,
+    [MATRIX_DEPTH] = 2, [MATRIX_PROMPT] = 2, [MATRIX_SAMPLING] = 2, [MATRIX_RECIPE] = 5, [MATRIX_RESUME] = 2,
 };
 const char *const matrix_state_names[MATRIX_STATES] = {"cold", "cached", "inside", "host", "evicted", "preempted", "recomputed"};
 
@@ -101,7 +101,7 @@ bool matrix_product(uint32_t number, struct matrix_row *row)
 {
     memset(row, 0, sizeof *row);
     for (int axis = 0; axis < MATRIX_AXES; axis++) {
-        if (axis == MATRIX_PROMPT || axis == MATRIX_RECIPE)
+        if (axis == MATRIX_PROMPT || axis == MATRIX_RECIPE || axis == MATRIX_RESUME)
             continue;
         row->value[axis] = (uint8_t)(number % matrix_axis_size[axis]);
         number /= matrix_axis_size[axis];

@@ -17,6 +17,7 @@ enum matrix_axis {
     MATRIX_PROMPT,         /* a few pages; beyond two units of 1,024 */
     MATRIX_SAMPLING,       /* greedy, sampled */
     MATRIX_RECIPE,         /* activation schemes: enum random_recipe */
+    MATRIX_RESUME,         /* undisturbed; or its worker is lost in the middle, and another one goes on */
     MATRIX_AXES,
 };
 
@@ -43,7 +44,7 @@ uint32_t matrix_choices(const struct matrix_row *row);
  * *rows is the caller's to free. */
 uint32_t matrix_pairwise(uint64_t seed, struct matrix_row **rows);
 
-/* The number-th row of the full product over all axes but prompt and recipe, which stay 0; false behind the last. */
+/* The number-th row of the full product over all axes but prompt, recipe and resume, which stay 0; false behind the last. */
 bool matrix_product(uint32_t number, struct matrix_row *row);
 
 #endif

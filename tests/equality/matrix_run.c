@@ -14,13 +14,18 @@
 #define STRANGER      100u            /* theirs start here */
 #define FLOOD_PROMPT  1100u
 #define URGENT_PROMPT 1500u
+#define LOST_AFTER    5u              /* tokens drawn by choice 0 when the first worker of a resumed row is lost */
 
 struct run {
     struct engine *engine;
     uint32_t ids[PROMPT_LONG + FLOOD_PROMPT];
     uint64_t next_job;
     struct hash_stream *streams[MATRIX_CHOICES_MAX];   /* NULL: not this choice */
-    uint32_t drawn;                   /* by choice 0 of the target */
+    uint32_t next[MATRIX_CHOICES_MAX];                 /* position whose logits are hashed next: a resume draws again what was not released */
+    uint32_t released[MATRIX_CHOICES_MAX];
+    uint32_t replies[MATRIX_CHOICES_MAX][REPLY];       /* what was released */
+    uint32_t resume_ids[MATRIX_CHOICES_MAX * REPLY];
+    uint32_t drawn;                   /* by choice 0 of the target on this engine */
     uint64_t open;                    /* jobs that have not ended */
     enum status failed;
     char detail[256];
@@ -39,16 +44,33 @@ static void on_logits(void *user, uint64_t job, uint32_t choice, uint32_t positi
     struct run *run = user;
     if (job != TARGET || choice >= MATRIX_CHOICES_MAX || run->streams[choice] == NULL)
         return;
+    run->drawn += choice == 0;
+    if (position < run->next[choice])
+        return;
+    run->next[choice] = position + 1;
     hash_stream_update(run->streams[choice], &position, sizeof position);
     hash_stream_update(run->streams[choice], logits, vocab_size * sizeof *logits);
-    run->drawn += choice == 0;
+}
+
+static void on_tokens(struct run *run, const struct engine_event *event)
+{
+    uint32_t *released = &run->released[event->choice];
+    if (event->first != *released || event->count > REPLY - *released) {
+        run->failed = STATUS_INTERNAL;
+        snprintf(run->detail, sizeof run->detail, "choice %u: %u tokens from %u on, want them from %u on", event->choice, event->count,
+                 event->first, *released);
+        return;
+    }
+    memcpy(run->replies[event->choice] + *released, event->ids, event->count * sizeof *event->ids);
+    *released += event->count;
+    hash_stream_update(run->streams[event->choice], event->ids, event->count * sizeof *event->ids);
 }
 
 static void on_event(void *user, const struct engine_event *event)
 {
     struct run *run = user;
     if (event->kind == ENGINE_TOKENS && event->job == TARGET)
-        hash_stream_update(run->streams[event->choice], event->ids, event->count * sizeof *event->ids);
+        on_tokens(run, event);
     if (event->kind == ENGINE_DONE || event->kind == ENGINE_FAILED)
         run->open--;
     if (event->kind == ENGINE_DONE && event->job == TARGET)
@@ -110,6 +132,14 @@ static enum status submit_ours(struct run *run, const struct matrix_row *row, ui
         .tokens_max = target ? REPLY : 1,
         .choices = target ? matrix_choices(row) : 1,
     };
+    if (target && run->released[0] > 0) {
+        uint32_t count = 0;
+        for (uint32_t choice = 0; choice < request.choices; choice++)
+            for (uint32_t i = 0; i < run->released[choice]; i++)
+                run->resume_ids[count++] = run->replies[choice][i];
+        request.resume_counts = run->released;
+        request.resume_ids = run->resume_ids;
+    }
     if (row->value[MATRIX_SAMPLING]) {
         request.sampling.temperature = 1.1f;
         request.sampling.top_k = 400;
@@ -197,12 +227,26 @@ static enum status create(const char *dir, uint32_t kv_bytes_per_token, const st
     return st;
 }
 
+/* The first worker of a resumed row: alone and cold, and lost in the middle. */
+static enum status lose_worker(struct run *run, const char *dir, uint32_t kv_bytes_per_token, const struct matrix_row *row)
+{
+    const uint32_t prompt = row->value[MATRIX_PROMPT] ? PROMPT_LONG : PROMPT_SHORT;
+    TRY(create(dir, kv_bytes_per_token, row, &run->engine));
+    engine_observe_logits(run->engine, on_logits, run);
+    TRY(submit_ours(run, row, TARGET, prompt));
+    while (run->drawn < LOST_AFTER && run->open > 0)
+        engine_step(run->engine, on_event, run);
+    engine_destroy(&run->engine);
+    if (run->failed != STATUS_OK || run->open == 0 || run->released[0] == 0)
+        return STATUS_FAIL(STATUS_INTERNAL, "the first worker released %u tokens: %s", run->released[0], run->detail);
+    run->open = run->drawn = 0;
+    return STATUS_OK;
+}
+
 static enum status run_row(struct run *run, const struct matrix_row *row)
 {
     const uint32_t prompt = row->value[MATRIX_PROMPT] ? PROMPT_LONG : PROMPT_SHORT;
     const enum matrix_state state = row->value[MATRIX_STATE];
-    for (uint32_t i = 0; i < PROMPT_LONG; i++)
-        run->ids[i] = mix(1, i);
     TRY(prepare(run, row, prompt));
     engine_observe_logits(run->engine, on_logits, run);
     const uint32_t others = matrix_batch(row) - 1;
@@ -224,9 +268,15 @@ enum status matrix_run(const char *dir, uint32_t kv_bytes_per_token, const struc
     *out = (struct matrix_outcome){0};
     run->out = out;
     run->next_job = STRANGER;
-    enum status st = create(dir, kv_bytes_per_token, row, &run->engine);
+    enum status st = STATUS_OK;
+    for (uint32_t i = 0; i < PROMPT_LONG; i++)
+        run->ids[i] = mix(1, i);
     for (uint32_t choice = 0; st == STATUS_OK && choice < matrix_choices(row); choice++)
         st = hash_stream_create(NULL, 0, &run->streams[choice]);
+    if (st == STATUS_OK && row->value[MATRIX_RESUME])
+        st = lose_worker(run, dir, kv_bytes_per_token, row);
+    if (st == STATUS_OK)
+        st = create(dir, kv_bytes_per_token, row, &run->engine);
     if (st == STATUS_OK)
         st = run_row(run, row);
     if (st == STATUS_OK)

@@ -58,6 +58,7 @@ static void add_goldens(const char *family, const char *dir, uint32_t kv_bytes, 
     struct matrix_row plain = *row;
     struct matrix_outcome outcome;
     plain.value[MATRIX_BATCH] = plain.value[MATRIX_STATE] = plain.value[MATRIX_THREADS] = plain.value[MATRIX_DEPTH] = 0;
+    plain.value[MATRIX_RESUME] = 0;
     plain.value[MATRIX_CHUNK] = 4;
     plain.value[MATRIX_CHOICES] = 1;
     if (matrix_run(dir, kv_bytes, &plain, &outcome) != STATUS_OK) {
@@ -84,10 +85,11 @@ static bool compare(const char *key, const struct matrix_digest *digest)
 
 static void print_row(FILE *out, const char *family, const struct matrix_row *row)
 {
-    fprintf(out, "%s: batch %u, chunk %u, %s, %u thread(s), n = %u, %s, %s prompt, %s, %s", family, matrix_batch(row),
+    fprintf(out, "%s: batch %u, chunk %u, %s, %u thread(s), n = %u, %s, %s prompt, %s, %s%s", family, matrix_batch(row),
             matrix_chunk(row, MATRIX_CONTEXT), matrix_state_names[row->value[MATRIX_STATE]], row->value[MATRIX_THREADS] + 1,
             matrix_choices(row), row->value[MATRIX_DEPTH] ? "full depth" : "early exit", row->value[MATRIX_PROMPT] ? "long" : "short",
-            row->value[MATRIX_SAMPLING] ? "sampled" : "greedy", random_recipe_name(row->value[MATRIX_RECIPE]));
+            row->value[MATRIX_SAMPLING] ? "sampled" : "greedy", random_recipe_name(row->value[MATRIX_RECIPE]),
+            row->value[MATRIX_RESUME] ? ", resumed" : "");
 }
 
 struct tally { uint32_t rows, failed, cached[MATRIX_STATES], suspended[MATRIX_STATES], of[MATRIX_STATES]; };

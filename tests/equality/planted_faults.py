@@ -35,6 +35,7 @@ FAULTS = [
     ("wide rows lose their low halves", "worker/engine/backend/backend_cpu_linear.c",
      "matrix->scheme == MODEL_SCHEME_WIDE ? input->a_low : NULL", "NULL"),
     ("a token is drawn for the position before its own", "worker/engine/text/sampler.c", "history->choice, history->count)", "history->choice, history->count - 1)"),
+    ("every choice resumes with the first one's tokens", "worker/engine/engine_output.c", "        ids += choice->resumed;\n", ""),
 ]
 
 

@@ -14,6 +14,7 @@
 #include "common/clock.h"
 #include "common/hash.h"
 #include "common/log.h"
+#include "worker/engine/backend/backend_simulate.h"
 #include "worker/engine/engine_internal.h"
 #include "worker/engine/model/known_answer.h"
 #include "worker/engine/model/model.h"
@@ -59,6 +60,18 @@ static enum status check_config(const struct engine_config *config)
     TRY(check_range("queue_requests_max", config->queue_requests_max, 1, QUEUE_REQUESTS_MAX));
     if (config->threads != 0)
         TRY(check_range("threads", config->threads, 1, BACKEND_THREADS_MAX));
+    return STATUS_OK;
+}
+
+static enum status load_model(const struct engine_config *config, struct model **out)
+{
+    uint8_t identity[SIMULATE_IDENTITY_BYTES];
+    if (config->simulate == NULL)
+        return model_load(config->model_dir, out);
+    simulate_profile_identity(config->simulate, identity);
+    TRY(model_load_shape(config->model_dir, identity, sizeof identity, out));
+    if (config->simulate->context > 0)
+        (*out)->config.context_tokens_max = (uint32_t)config->simulate->context;
     return STATUS_OK;
 }
 
@@ -133,8 +146,17 @@ static enum status make_backend(struct engine *engine, const struct engine_confi
         .rows_max = engine->rows_max,
         .threads = or_default(config->threads, 0, 1),
         .full_depth = config->full_depth,
+        .simulate = config->simulate,
     };
     return engine->ops->create(engine->model, &backend, &engine->backend);
+}
+
+/* Of conversations at full context. */
+static uint64_t simulated_bytes(const struct kv_cache_config *cache, uint64_t tokens)
+{
+    uint64_t bytes[BACKEND_GROUPS_MAX];
+    const uint64_t one = kv_cache_formula(cache, cache->sequence_tokens_max, NULL, 0, bytes);
+    return (uint64_t)((double)tokens / cache->sequence_tokens_max * (double)one);
 }
 
 static enum status make_cache(struct engine *engine, const struct engine_config *config)
@@ -160,7 +182,16 @@ static enum status make_cache(struct engine *engine, const struct engine_config 
         };
         engine->page_bytes += cache->groups[group].page_bytes;
     }
-    return kv_cache_create(cache, &engine->cache);
+    if (config->simulate == NULL || config->simulate->kv_tokens == 0)
+        return kv_cache_create(cache, &engine->cache);
+    cache->device_bytes = simulated_bytes(cache, config->simulate->kv_tokens);
+    const enum status st = kv_cache_create(cache, &engine->cache);
+    if (st != STATUS_LIMIT)
+        return st;
+    return STATUS_FAIL(st,
+                       "simulate: kv_tokens=%llu is not enough for a conversation of %u tokens: raise it to twice the "
+                       "context, or lower context",
+                       (unsigned long long)config->simulate->kv_tokens, model->context_tokens_max);
 }
 
 static void build_info(struct engine *engine)
@@ -206,7 +237,8 @@ static enum status check_known_answer(const char *dir, const struct engine *engi
 
 static void take_sizes(struct engine *engine, const struct engine_config *config)
 {
-    engine->ops = config->backend != NULL ? config->backend : &backend_cpu_ops;
+    const struct backend_ops *standard = config->simulate != NULL ? &backend_simulate_ops : &backend_cpu_ops;
+    engine->ops = config->backend != NULL ? config->backend : standard;
     engine->chunk_tokens = config->chunk_tokens;
     engine->sequences_max = or_default(config->sequences_max, 0, SEQUENCES_DEFAULT);
     engine->rows_max = or_default(config->batch_tokens, 0, config->chunk_tokens + engine->sequences_max);
@@ -223,7 +255,7 @@ enum status engine_create(const struct engine_config *config, struct engine **ou
     if (engine == NULL)
         return STATUS_FAIL(STATUS_NO_MEMORY, "no memory for an engine");
     take_sizes(engine, config);
-    TRY_GOTO(model_load(config->model_dir, &engine->model), st, fail);
+    TRY_GOTO(load_model(config, &engine->model), st, fail);
     TRY_GOTO(open_tokenizer(config->model_dir, &engine->model->config, &engine->tokenizer), st, fail);
     TRY_GOTO(build_mask(engine), st, fail);
     TRY_GOTO(make_tables(engine), st, fail);
@@ -231,7 +263,7 @@ enum status engine_create(const struct engine_config *config, struct engine **ou
     TRY_GOTO(make_backend(engine, config), st, fail);
     TRY_GOTO(make_cache(engine, config), st, fail);
     TRY_GOTO(job_queue_create(&engine->queue, config->queue_requests_max), st, fail);
-    if (!config->skip_known_answer)
+    if (!config->skip_known_answer && config->simulate == NULL)
         TRY_GOTO(check_known_answer(config->model_dir, engine), st, fail);
     build_info(engine);
     *out = engine;

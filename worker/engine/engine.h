@@ -22,6 +22,7 @@
 #include "worker/engine/text/sampler.h"
 
 struct backend_ops;                  /* worker/engine/backend/backend.h */
+struct simulate_profile;             /* worker/engine/backend/backend_simulate.h */
 struct engine;
 
 struct engine_config {
@@ -39,7 +40,9 @@ struct engine_config {
     uint32_t threads;                /* that compute; 0: 1 */
     bool full_depth;                 /* early exit off (tests) */
     bool skip_known_answer;          /* tests of broken models only */
-    const struct backend_ops *backend;   /* NULL: the CPU backend */
+    const struct backend_ops *backend;   /* NULL: the CPU backend, or the simulated one if there is a profile */
+    const struct simulate_profile *simulate;   /* ref for engine_create; not NULL: no weights and no known answer are read, context and
+                                                  device tier are as the profile says */
 };
 
 struct engine_info {                 /* fixed after create; borrowed from the engine */
@@ -72,7 +75,9 @@ struct engine_request {              /* everything is borrowed during engine_sub
     uint32_t tokens_max;             /* 0, or more than the context leaves: what the context leaves */
     uint32_t choices;                /* replies to make; 0 or 1: one; to ENGINE_CHOICES_MAX */
     /* A resume: the ids of each choice that were released before, by whoever ran it until now. They are replayed (penalties, characters,
-     * stop strings, lengths) and no event repeats them: `first` goes on behind them, limits and reply_tokens count them. */
+     * stop strings, lengths) and no event repeats them: `first` goes on behind them, limits and reply_tokens count them. What follows is to
+     * the bit what the one who released them would have gone on with. A choice that they end (a stop string, its length) ends without
+     * being computed; ENGINE_PROMPT comes again. Counts are of whole releases: as far as some ENGINE_TOKENS event went. */
     const uint32_t *resume_counts;   /* (choices); NULL: from the start */
     const uint32_t *resume_ids;      /* all choices one after the other */
     const uint32_t *stop_ids;  unsigned stop_id_count;       /* end the reply like an end id, to SAMPLER_STOP_IDS_MAX */
@@ -81,12 +86,15 @@ struct engine_request {              /* everything is borrowed during engine_sub
     bool prompt_logprobs;            /* of the prompt's tokens from the second on; the whole prompt is then computed at full depth, nothing
                                         is taken from the cache */
     int32_t priority;                /* higher first */
+    bool apart;                      /* a worker was lost with it: until it releases something no other prompt is computed with its own */
     uint64_t deadline_ms;            /* on clock_now_ms; 0: none */
 };
 
 #define ENGINE_CHOICES_MAX 16u
 
 enum engine_event_kind {
+    ENGINE_STARTED,                  /* its first tokens are about to be computed, of a resume too: sent before the forward that they are in.
+                                        Once, before all others; not of a job that ends without being computed */
     ENGINE_PROMPT,                   /* with prompt_logprobs, once, before the first ENGINE_TOKENS: ids and logprobs of the prompt from its
                                         second token on (none of a prompt of one token) */
     ENGINE_TOKENS,                   /* released tokens and their text; the last of a choice that met a stop string may have text alone */
@@ -137,7 +145,8 @@ enum status engine_create(const struct engine_config *config, struct engine **ou
 void engine_destroy(struct engine **engine);          /* accepts NULL; open jobs are forgotten without events */
 const struct engine_info *engine_info(const struct engine *engine);
 
-/* Checks and tokenises; on STATUS_OK the job is queued. STATUS_INVALID: bad text or ids. STATUS_LIMIT: the prompt leaves no room
+/* Checks and tokenises; on STATUS_OK the job is queued. STATUS_INVALID: bad text or ids, or a resume that no reply of this request can have
+ * released: an end id, one without text, more tokens than the reply may have. STATUS_LIMIT: the prompt leaves no room
  * for a reply within the context (the detail has both counts). STATUS_AGAIN: the queue is full; *retry_after_ms (may be NULL) says when
  * room is likely, from the measured rate. STATUS_EXISTS: an open job has this
  * number. No event is sent on failure. */

@@ -106,6 +106,9 @@ bool engine_plan_step(struct engine *engine);
 void engine_move_choice(struct engine *engine, struct choice *choice, enum choice_state state);
 
 /* engine_output.c */
+/* Brings the choices of a started job to where a resume says that they are; sends nothing. */
+enum status engine_replay(struct engine *engine, struct job *job);
+void engine_end_replayed(struct engine *engine, struct choice *choice);         /* one that its replay has ended */
 void engine_take_logits(struct engine *engine, const struct engine_run *run);   /* its KV has been appended */
 void engine_fail_job(struct engine *engine, struct job *job, enum status st, const char *detail);   /* an active one */
 void engine_fail_waiting(struct engine *engine, struct job *job, enum status st, const char *detail);   /* taken from the queue */

@@ -3,7 +3,11 @@
  *   logits --sampler--> id --utf8_stream--> characters --stop_stream--> ENGINE_TOKENS
  *
  * A drawn token is in choice->ids at once and is sent when its text is: `released` follows behind. Log probabilities
- * wait in a list that begins at the first token not yet released. */
+ * wait in a list that begins at the first token not yet released.
+ *
+ * A resume pushes the ids that were released before through the same streams, and what comes out is kept back up to the
+ * last of them. The streams see the same pushes as they did where the tokens were first drawn, so everything behind is
+ * the same. */
 #include "worker/engine/engine_internal.h"
 #include <assert.h>
 #include <stdlib.h>
@@ -83,8 +87,9 @@ static void finish_job(struct engine *engine, struct job *job)
         .dropped_messages = job->prompt.dropped,
     };
     for (uint32_t i = 0; i < job->choice_count; i++) {
-        event.finish[i] = job->choices[i].finish;
-        event.reply_tokens += job->choices[i].released;
+        const struct choice *choice = &job->choices[i];
+        event.reply_tokens += choice->released > choice->resumed ? choice->released : choice->resumed;
+        event.finish[i] = choice->finish;
     }
     DL_DELETE(engine->active, job);
     close_job(engine, job);
@@ -119,30 +124,55 @@ static void move_down(void *list, size_t size, uint32_t gone, uint32_t held)
         memmove(list, (char *)list + gone * size, (held - gone) * size);
 }
 
+/* Bytes of text that belong to the first `known` of the tokens to be released: a resume that ends between tokens which
+ * came out together. */
+static size_t known_text(const struct engine *engine, const uint32_t *ids, uint32_t known, const char *text,
+                         size_t size)
+{
+    size_t at = 0;
+    for (uint32_t i = 0; i < known; i++) {
+        size_t piece;
+        (void)tokenizer_piece(engine->tokenizer, ids[i], &piece);
+        at += piece;
+    }
+    if (at > size)
+        return size;
+    while (at > 0 && at < size && ((unsigned char)text[at] & 0xC0) == 0x80) /* not inside a character */
+        at++;
+    return at;
+}
+
 static void send_tokens(struct engine *engine, struct choice *choice, const char *text, size_t size, uint32_t count)
 {
-    const struct job *job = choice->job;
+    struct job *job = choice->job;
     if (count == 0 && size == 0)
         return;
-    const uint32_t held = choice_reply_count(choice) - choice->released, n = job->alternatives;
+    const uint32_t first = choice->released, held = choice_reply_count(choice) - first, n = job->alternatives;
+    const uint32_t known = choice->resumed > first ? choice->resumed - first : 0;
+    const uint32_t *ids = choice->ids + job->prompt.count + first;
     assert(count <= held);
-    const struct engine_event event = {
-        .kind = ENGINE_TOKENS,
-        .job = job->id,
-        .choice = choice->index,
-        .first = choice->released,
-        .ids = choice->ids + job->prompt.count + choice->released,
-        .count = count,
-        .text = text,
-        .text_size = size,
-        .logprobs = choice->logprobs,
-        .alternatives = choice->logprobs != NULL ? n : 0,
-        .alternative_ids = choice->alternative_ids,
-        .alternative_logprobs = choice->alternative_logprobs,
-    };
     choice->released += count;
     remember_text(choice, text, size);
-    engine_send(engine, &event);
+    if (known < count || known == 0) { /* else the receiver has it all */
+        const size_t text_known = known_text(engine, ids, known, text, size);
+        const struct engine_event event = {
+            .kind = ENGINE_TOKENS,
+            .job = job->id,
+            .choice = choice->index,
+            .first = first + known,
+            .ids = ids + known,
+            .count = count - known,
+            .text = text + text_known,
+            .text_size = size - text_known,
+            .logprobs = choice->logprobs != NULL ? choice->logprobs + known : NULL,
+            .alternatives = choice->logprobs != NULL ? n : 0,
+            .alternative_ids = choice->alternative_ids != NULL ? choice->alternative_ids + (size_t)known * n : NULL,
+            .alternative_logprobs =
+                choice->alternative_logprobs != NULL ? choice->alternative_logprobs + (size_t)known * n : NULL,
+        };
+        engine_send(engine, &event);
+        job->spoke = true;
+    }
     move_down(choice->logprobs, sizeof(float), count, held);
     move_down(choice->alternative_ids, n * sizeof(uint32_t), count, held);
     move_down(choice->alternative_logprobs, n * sizeof(float), count, held);
@@ -212,19 +242,24 @@ static void hold_logprobs(struct engine *engine, struct choice *choice, const fl
     }
 }
 
-static void take_token(struct engine *engine, struct choice *choice, const float *logits, uint32_t id)
+static enum status append(struct engine *engine, struct choice *choice, uint32_t id, bool *stopped)
 {
     size_t size, text_size;
+    const void *bytes = tokenizer_piece(engine->tokenizer, id, &size);
+    choice->ids[choice->count++] = id;
+    const uint32_t count = utf8_stream_push(&choice->characters, bytes, size, engine->text, &text_size);
+    return release(engine, choice, text_size, count, stopped);
+}
+
+static void take_token(struct engine *engine, struct choice *choice, const float *logits, uint32_t id)
+{
     bool stopped;
     if (job_ends_reply(choice->job, id)) {
         finish_choice(engine, choice, ENGINE_FINISH_STOP);
         return;
     }
     hold_logprobs(engine, choice, logits, id);
-    choice->ids[choice->count++] = id;
-    const void *bytes = tokenizer_piece(engine->tokenizer, id, &size);
-    const uint32_t count = utf8_stream_push(&choice->characters, bytes, size, engine->text, &text_size);
-    const enum status st = release(engine, choice, text_size, count, &stopped);
+    const enum status st = append(engine, choice, id, &stopped);
     if (st != STATUS_OK)
         engine_fail_job(engine, choice->job, st, status_detail());
     else if (stopped)
@@ -252,6 +287,33 @@ static void draw(struct engine *engine, struct choice *choice, const float *logi
         engine_fail_job(engine, job, st, status_detail());
     else
         take_token(engine, choice, logits, id);
+}
+
+/* ---- resumes ---- */
+
+enum status engine_replay(struct engine *engine, struct job *job)
+{
+    const uint32_t *ids = job->resume_ids;
+    for (uint32_t i = 0; i < job->choice_count && job->resume_counts != NULL; i++) {
+        struct choice *choice = &job->choices[i];
+        bool stopped = false;
+        for (uint32_t k = 0; k < choice->resumed && !stopped; k++)
+            TRY(append(engine, choice, ids[k], &stopped));
+        if (stopped)
+            choice->finish = ENGINE_FINISH_STOP_STRING;
+        else if (choice->resumed == job->reply_max)
+            choice->finish = ENGINE_FINISH_LENGTH;
+        ids += choice->resumed;
+    }
+    return STATUS_OK;
+}
+
+void engine_end_replayed(struct engine *engine, struct choice *choice)
+{
+    if (choice->finish == ENGINE_FINISH_STOP_STRING)
+        end_choice(engine, choice, choice->finish);
+    else
+        finish_choice(engine, choice, choice->finish); /* the streams may hold text that completes a stop string */
 }
 
 /* ---- the prompt ---- */
@@ -300,28 +362,35 @@ static void branch(struct engine *engine, struct job *job)
     struct choice *lead = &job->choices[0];
     for (uint32_t i = 1; i < job->choice_count; i++) {
         struct choice *choice = &job->choices[i];
+        if (choice->finish != 0)
+            continue;
         const bool room = engine->running < engine->sequences_max &&
                           kv_cache_branch(engine->cache, lead->sequence, &choice->sequence) == STATUS_OK;
         engine_move_choice(engine, choice, room ? CHOICE_RUNNING : CHOICE_SUSPENDED);
     }
 }
 
-/* Every choice draws its first token from the prompt's last logits; their noise differs. */
+/* Every choice draws its first token from the prompt's last logits; their noise differs. One that resumes computes the
+ * tokens it has first, or ends. */
 static void begin_replies(struct engine *engine, struct job *job, const float *logits)
 {
     job->branched = true;
-    job->decode_us = clock_now_us();
     branch(engine, job);
     send_prompt(engine, job);
-    for (uint32_t i = 0; i < job->choice_count && !job->ended; i++)
-        draw(engine, &job->choices[i], logits);
+    for (uint32_t i = 0; i < job->choice_count && !job->ended; i++) {
+        struct choice *choice = &job->choices[i];
+        if (choice->finish != 0)
+            engine_end_replayed(engine, choice);
+        else if (choice_reply_count(choice) == 0)
+            draw(engine, choice, logits);
+    }
 }
 
 void engine_take_logits(struct engine *engine, const struct engine_run *run)
 {
     struct choice *choice = run->choice;
     struct job *job = choice->job;
-    const bool complete = run->start + run->count == choice->count;
+    const bool complete = run->start + run->count == choice_known(choice);
     if (job->idle) {
         if (complete)
             engine_idle_end(engine);
@@ -334,6 +403,8 @@ void engine_take_logits(struct engine *engine, const struct engine_run *run)
     if (!complete)
         return;
     const float *last = run->logits + (size_t)(run->rows - 1) * engine->model->config.vocab_size;
+    if (job->decode_us == 0)
+        job->decode_us = clock_now_us();
     if (job->branched)
         draw(engine, choice, last);
     else

@@ -76,13 +76,15 @@ static void describe_choice(const struct engine *engine, const struct choice *ch
         .priority = job->priority,
         .arrival = job->arrival * ENGINE_CHOICES_MAX + choice->index,
         .idle_only = job->idle,
-        .tokens_left = choice->count - tokens,
+        .fresh = !job->spoke && !job->idle,
+        .apart = job->apart && !job->spoke,
+        .tokens_left = choice_known(choice) - tokens,
         .tokens = tokens,
         .bytes_per_page = engine->page_bytes,
     };
     if (choice->state == CHOICE_SUSPENDED) {
         entry->state = SCHEDULER_SUSPENDED;
-        entry->bytes_total = kv_cache_need(engine->cache, NULL, choice->count);
+        entry->bytes_total = kv_cache_need(engine->cache, NULL, choice_known(choice));
         return;
     }
     entry->bytes_held = tokens > 0 ? kv_cache_need(engine->cache, NULL, tokens) : 0;
@@ -99,6 +101,7 @@ static void describe_waiting(const struct engine *engine, struct job *job, uint3
 {
     const struct kv_prompt prompt = {job->root, job->prompt.ids, job->prompt.count, job->prompt.ends,
                                      job->prompt.end_count};
+    const uint32_t known = job->prompt.count + (job_resumes_alone(job) ? job->resume_counts[0] : 0);
     /* Once: it reads the whole prompt, and is only an estimate by the time it is used. */
     if (job->match_hint == UINT32_MAX)
         job->match_hint = job->scores.logprobs != NULL ? 0 : kv_cache_match(engine->cache, &prompt);
@@ -108,9 +111,11 @@ static void describe_waiting(const struct engine *engine, struct job *job, uint3
         .priority = job->priority,
         .arrival = job->arrival * ENGINE_CHOICES_MAX,
         .idle_only = job->idle,
-        .tokens_left = job->prompt.count - job->match_hint,
+        .fresh = !job->idle,
+        .apart = job->apart,
+        .tokens_left = known - job->match_hint,
         .tokens = job->match_hint,
-        .bytes_total = kv_cache_need(engine->cache, NULL, job->prompt.count),
+        .bytes_total = kv_cache_need(engine->cache, NULL, known),
         .bytes_per_page = engine->page_bytes,
     };
 }
@@ -141,12 +146,15 @@ static uint64_t page_count(uint32_t tokens)
     return (tokens + BACKEND_PAGE_TOKENS - 1) / BACKEND_PAGE_TOKENS;
 }
 
-/* Kept free for what runs: the rest of its prompts, and a page for each that decodes or is yet to branch. */
+/* Kept free for what runs: the rest of its prompts, and a page for each that decodes or is yet to branch, with the
+ * tokens it resumes. */
 static uint64_t reserve_pages(const struct choice *choice)
 {
     const struct job *job = choice->job;
-    const uint64_t branches = job->branched ? 0 : job->choice_count - 1;
-    return page_count(choice->count - counted(choice)) + branches;
+    uint64_t pages = page_count(choice_known(choice) - counted(choice));
+    for (uint32_t i = 0; !job->branched && i < job->choice_count; i++)
+        pages += (i > 0) + page_count(job->choices[i].resumed);
+    return pages;
 }
 
 /* The middle of the chunk that lies furthest into its context. */
@@ -200,7 +208,7 @@ static void suspend(struct engine *engine, struct choice *choice)
 static enum status open_sequence(struct engine *engine, struct choice *choice)
 {
     const struct job *job = choice->job;
-    struct kv_prompt prompt = {job->root, choice->ids, choice->count, job->prompt.ends, job->prompt.end_count};
+    struct kv_prompt prompt = {job->root, choice->ids, choice_known(choice), job->prompt.ends, job->prompt.end_count};
     if (scores_prompt(choice)) { /* of one token nothing can match */
         prompt.count = 1;
         prompt.ends = NULL;
@@ -246,10 +254,19 @@ static void resume(struct engine *engine, struct choice *choice)
         engine_fail_job(engine, choice->job, refusal(st), status_detail());
 }
 
+/* Without a sequence if a resume has ended every choice and nobody wants to see the prompt. */
 static enum status start_job(struct engine *engine, struct job *job, uint32_t slot)
 {
-    if (job->choices == NULL)
+    if (job->choices == NULL) {
         TRY(job_start(job));
+        TRY(engine_replay(engine, job));
+        job->branched = job_resumes_alone(job);
+    }
+    if (job_over(job) && job->scores.logprobs == NULL) {
+        job->started_us = job->decode_us = clock_now_us();
+        engine->held += job->choice_count;
+        return STATUS_OK;
+    }
     struct choice *lead = &job->choices[0];
     enum status st = open_sequence(engine, lead);
     if (st == STATUS_AGAIN && clear_cache(engine, job))
@@ -257,6 +274,8 @@ static enum status start_job(struct engine *engine, struct job *job, uint32_t sl
     TRY(st);
     job->started_us = clock_now_us();
     job->cached = kv_sequence_matched(lead->sequence);
+    if (job->cached > job->prompt.count) /* a resume's tokens are there too */
+        job->cached = job->prompt.count;
     engine->held += job->choice_count;
     lead->slot = slot;
     engine_move_choice(engine, lead, CHOICE_RUNNING);
@@ -281,6 +300,8 @@ static void admit(struct engine *engine, uint32_t index)
     }
     step_pace_admitted(&engine->pace, clock_now_ms());
     DL_APPEND(engine->active, job);
+    for (uint32_t i = 0; i < job->choice_count && job->choices[0].sequence == NULL && !job->ended; i++)
+        engine_end_replayed(engine, &job->choices[i]);
 }
 
 static void admit_slot(struct engine *engine, uint32_t slot)
@@ -297,7 +318,7 @@ static void add_run(struct engine *engine, uint32_t slot, uint32_t tokens)
     struct choice *choice = engine->slots[slot];
     if (choice == NULL || choice->state != CHOICE_RUNNING || !kv_sequence_ready(choice->sequence))
         return; /* it could not come, or its copies are under way */
-    const uint32_t start = counted(choice), left = choice->count - start;
+    const uint32_t start = counted(choice), left = choice_known(choice) - start;
     engine->runs[engine->run_count++] =
         (struct engine_run){.choice = choice, .start = start, .count = tokens < left ? tokens : left};
 }
@@ -379,7 +400,7 @@ static bool place_logits(struct engine *engine, struct engine_run *run)
         engine->score_rows_used += run->rows;
         return run->count > 0;
     }
-    if (run->start + run->count == choice->count) {
+    if (run->start + run->count == choice_known(choice)) {
         run->rows = 1;
         run->logits = engine->logits + engine->rows_used++ * vocab_size;
     }
@@ -424,6 +445,18 @@ static void carry_out(struct engine *engine)
 }
 
 /* ---- the forward ---- */
+
+/* Whoever is blamed when the forward kills the process must be known before it begins. */
+static void tell_starts(struct engine *engine)
+{
+    for (uint32_t i = 0; i < engine->run_count; i++) {
+        struct job *job = engine->runs[i].choice->job;
+        if (job->start_told || job->idle)
+            continue;
+        job->start_told = true;
+        engine_send(engine, &(struct engine_event){.kind = ENGINE_STARTED, .job = job->id});
+    }
+}
 
 static enum status forward(struct engine *engine, uint32_t *failed)
 {
@@ -507,6 +540,7 @@ bool engine_plan_step(struct engine *engine)
     scheduler_plan(engine->entries, count, &limits, &engine->plan);
     trace_plan(engine, &limits);
     carry_out(engine);
+    tell_starts(engine);
     compute(engine);
     for (uint32_t i = 0; i < engine->run_count; i++) {
         const struct engine_run *run = &engine->runs[i];

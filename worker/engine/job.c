@@ -114,6 +114,60 @@ static enum status take_stops(const struct engine_request *request, struct job *
     return stop_strings_check(request->stops, request->stop_sizes, request->stop_count, job->stops);
 }
 
+static bool is_masked(const struct job_limits *limits, uint32_t id)
+{
+    uint32_t low = 0, high = limits->masked_count;
+    while (low < high) {
+        const uint32_t middle = low + (high - low) / 2;
+        if (limits->masked[middle] < id)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low < limits->masked_count && limits->masked[low] == id;
+}
+
+static enum status check_resume(const struct job_limits *limits, const struct job *job, uint32_t choice,
+                                const uint32_t *ids)
+{
+    const uint32_t count = job->resume_counts[choice], vocab_size = limits->config->vocab_size;
+    for (uint32_t i = 0; i < count; i++) {
+        if (ids[i] >= vocab_size)
+            return STATUS_FAIL(STATUS_INVALID, "resume id %u of choice %u is %u, not below %u", i, choice, ids[i],
+                               vocab_size);
+        if (job_ends_reply(job, ids[i]))
+            return STATUS_FAIL(STATUS_INVALID,
+                               "resume id %u of choice %u is %u, which ends a reply and is never released", i, choice,
+                               ids[i]);
+        if (is_masked(limits, ids[i]))
+            return STATUS_FAIL(STATUS_INVALID, "resume id %u of choice %u is %u, which has no text and is never drawn",
+                               i, choice, ids[i]);
+    }
+    return STATUS_OK;
+}
+
+/* After the prompt and the lengths. */
+static enum status take_resume(const struct job_limits *limits, const struct engine_request *request, struct job *job)
+{
+    uint64_t total = 0;
+    if (request->resume_counts == NULL)
+        return STATUS_OK;
+    TRY(copy_list(request->resume_counts, job->choice_count, sizeof *job->resume_counts, &job->resume_counts));
+    for (uint32_t i = 0; i < job->choice_count; i++) {
+        const uint32_t count = job->resume_counts[i];
+        if (count > job->reply_max)
+            return STATUS_FAIL(STATUS_INVALID, "the resume of choice %u has %u tokens, at most %u are possible (%s)", i,
+                               count, job->reply_max,
+                               job->reply_max == request->tokens_max ? "tokens_max" : "the rest of the context");
+        if (count > 0 && request->resume_ids == NULL)
+            return STATUS_FAIL(STATUS_INVALID, "the resume of choice %u has %u tokens and no ids", i, count);
+        if (count > 0)
+            TRY(check_resume(limits, job, i, request->resume_ids + total));
+        total += count;
+    }
+    return copy_list(request->resume_ids, total, sizeof *job->resume_ids, &job->resume_ids);
+}
+
 enum status job_create(const struct job_limits *limits, const struct engine_request *request, struct job **out)
 {
     enum status st;
@@ -123,6 +177,7 @@ enum status job_create(const struct job_limits *limits, const struct engine_requ
         return STATUS_FAIL(STATUS_NO_MEMORY, "no memory for a job");
     job->id = request->job;
     job->priority = request->priority;
+    job->apart = request->apart;
     job->deadline_ms = request->deadline_ms != 0 ? request->deadline_ms : UINT64_MAX;
     job->choice_count = request->choices > 1 ? request->choices : 1;
     job->logprobs = request->logprobs;
@@ -141,6 +196,7 @@ enum status job_create(const struct job_limits *limits, const struct engine_requ
     }
     const uint32_t room = limits->config->context_tokens_max - job->prompt.count;
     job->reply_max = request->tokens_max != 0 && request->tokens_max < room ? request->tokens_max : room;
+    TRY_GOTO(take_resume(limits, request, job), st, fail);
     job->submitted_us = clock_now_us();
     *out = job;
     return STATUS_OK;
@@ -156,8 +212,8 @@ static bool make_alternatives(size_t rows, uint32_t alternatives, uint32_t **ids
 {
     if (alternatives == 0)
         return true;
-    *ids = malloc(rows * alternatives * sizeof **ids);
-    *logprobs = malloc(rows * alternatives * sizeof **logprobs);
+    *ids = calloc(rows * alternatives, sizeof **ids);
+    *logprobs = calloc(rows * alternatives, sizeof **logprobs);
     return *ids != NULL && *logprobs != NULL;
 }
 
@@ -178,13 +234,14 @@ static enum status start_choice(struct job *job, uint32_t index)
         return STATUS_FAIL(STATUS_NO_MEMORY, "no memory for a reply of %u tokens", job->reply_max);
     memcpy(choice->ids, job->prompt.ids, job->prompt.count * sizeof *choice->ids);
     choice->count = job->prompt.count;
+    choice->resumed = job->resume_counts != NULL ? job->resume_counts[index] : 0;
     if (job->stops != NULL)
         TRY(stop_stream_create(job->stops, &choice->stop));
     if (has_penalties(&job->sampling))
         TRY(sampler_tally_create(&choice->tally));
     if (!job->logprobs)
         return STATUS_OK;
-    choice->logprobs = malloc(CHOICE_HELD_MAX * sizeof *choice->logprobs);
+    choice->logprobs = calloc(CHOICE_HELD_MAX, sizeof *choice->logprobs); /* those of a resume are not known */
     if (choice->logprobs == NULL ||
         !make_alternatives(CHOICE_HELD_MAX, job->alternatives, &choice->alternative_ids, &choice->alternative_logprobs))
         return STATUS_FAIL(STATUS_NO_MEMORY, "no memory for log probabilities");
@@ -229,11 +286,27 @@ void job_destroy(struct job **pointer)
     free((void *)job->sampling.bias_values);
     free((void *)job->sampling.end_ids);
     free(job->stops);
+    free(job->resume_counts);
+    free(job->resume_ids);
     free(job->scores.logprobs);
     free(job->scores.alternative_ids);
     free(job->scores.alternative_logprobs);
     free(job);
     *pointer = NULL;
+}
+
+bool job_resumes_alone(const struct job *job)
+{
+    return job->resume_counts != NULL && job->choice_count == 1 && job->resume_counts[0] > 0 &&
+           job->scores.logprobs == NULL;
+}
+
+bool job_over(const struct job *job)
+{
+    for (uint32_t i = 0; i < job->choice_count; i++)
+        if (job->choices[i].finish == 0)
+            return false;
+    return true;
 }
 
 bool job_ends_reply(const struct job *job, uint32_t id)
@@ -247,6 +320,11 @@ bool job_ends_reply(const struct job *job, uint32_t id)
 uint32_t choice_reply_count(const struct choice *choice)
 {
     return choice->count - choice->job->prompt.count;
+}
+
+uint32_t choice_known(const struct choice *choice)
+{
+    return choice->job->branched ? choice->count : choice->job->prompt.count;
 }
 
 bool choice_ranks_before(const struct choice *a, const struct choice *b)

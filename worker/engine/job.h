@@ -5,8 +5,8 @@
  *   a choice:  NEW --choice 0: admitted; others: branched off when the prompt is computed--> RUNNING <--> SUSPENDED --> ENDED
  *
  * Only choice 0 computes the prompt. A choice knows its ids; what the KV cache counts is how many of them are computed. One that is
- * one token short of its ids decodes, one that is further back (a prompt; a suspended one that lost KV) prefills: nothing
- * else distinguishes the two, so computing again needs no code of its own.
+ * one token short of its ids decodes, one that is further back (a prompt; a suspended one that lost KV; the ids of a resume)
+ * prefills: nothing else distinguishes the two, so computing again needs no code of its own.
  *
  * A job owns its choices and copies of everything the request named. KV sequences belong to the cache; whoever ends a choice has
  * ended its sequence before. Used by the engine thread only. */
@@ -43,8 +43,9 @@ struct choice {
     struct kv_sequence *sequence;    /* open; NULL: NEW, ENDED, or SUSPENDED before it could branch */
     uint32_t *ids;                   /* (prompt + reply_max), owned: the prompt, then what was drawn, end ids excepted */
     uint32_t count;
-    uint32_t released;               /* reply tokens */
-    enum engine_finish finish;       /* ENDED */
+    uint32_t resumed;                /* reply tokens that were released elsewhere: the first ones; never sent */
+    uint32_t released;               /* reply tokens, those of a resume too as soon as their text came out of the streams */
+    enum engine_finish finish;       /* ENDED, or 0; set earlier when a resume's ids end it: it ends when the prompt is done */
     struct sampler_tally *tally;     /* owned; NULL without penalties */
     struct utf8_stream characters;
     struct stop_stream *stop;        /* owned; NULL without stop strings */
@@ -68,6 +69,9 @@ struct job {
     int32_t priority;
     uint64_t deadline_ms;            /* UINT64_MAX: none */
     bool cancelled;
+    bool apart;                      /* as in engine_request */
+    bool spoke;                      /* something of it was released here */
+    bool start_told;                 /* ENGINE_STARTED is sent */
     bool ended;                      /* its last event is sent; freed at the end of the step */
     bool idle;                       /* of engine_idle.c: computes KV, draws nothing, sends nothing */
     bool chat;                       /* from messages: its reply is encoded anew */
@@ -78,12 +82,14 @@ struct job {
     struct stop_strings *stops;      /* owned; NULL: none */
     uint32_t alternatives;
     bool logprobs;
+    uint32_t *resume_counts, *resume_ids;   /* as in engine_request, owned; NULL: from the start */
     struct prompt_scores scores;
     uint32_t match_hint;             /* kv_cache_match when it was first shown to the scheduler; UINT32_MAX: not yet */
 
     struct choice *choices;          /* (choice_count), owned; NULL while it waits */
     uint32_t choice_count, ended_count;
-    bool branched;                   /* the prompt is computed, every choice has drawn a token */
+    bool branched;                   /* the prompt is computed, every choice has drawn a token or computes those of a resume; a choice
+                                        that resumes alone computes them with the prompt: true from the start */
     uint32_t cached;                 /* prompt tokens found in the cache */
     uint64_t submitted_us, started_us, decode_us;
 
@@ -109,8 +115,13 @@ void job_destroy(struct job **job);                  /* accepts NULL; sequences 
 /* Makes the choices, before the job leaves the queue. */
 enum status job_start(struct job *job);
 
+/* True: one choice resumes, and nobody asks for anything at the end of the prompt. */
+bool job_resumes_alone(const struct job *job);
+bool job_over(const struct job *job);                /* the ids of a resume have ended every choice */
 bool job_ends_reply(const struct job *job, uint32_t id);     /* an end id of the model or a stop id of the request */
-uint32_t choice_reply_count(const struct choice *choice);    /* tokens drawn */
+uint32_t choice_reply_count(const struct choice *choice);    /* tokens drawn, or resumed */
+/* The ids to compute now: of choice 0 the prompt's alone until the others have branched off. */
+uint32_t choice_known(const struct choice *choice);
 /* Rank: higher priority, earlier arrival, lower choice. */
 bool choice_ranks_before(const struct choice *a, const struct choice *b);
 

@@ -27,6 +27,8 @@ struct planner {
     uint32_t budget;  /* tokens left for prefill */
     uint64_t room;    /* device bytes left */
     bool odd_given;
+    bool fresh; /* somebody computes a prompt, is about to, or has just done it */
+    bool apart; /* a suspect is in memory */
 };
 
 static bool in_memory(const struct scheduler_entry *entry)
@@ -255,11 +257,24 @@ static bool make_place(struct planner *planner, uint32_t index)
     return true;
 }
 
+/* A suspect computes its prompt alone. */
+static bool company_allows(const struct planner *planner, const struct scheduler_entry *entry)
+{
+    return !planner->apart && !(entry->apart && planner->fresh);
+}
+
+static void note_company(struct planner *planner, const struct scheduler_entry *entry)
+{
+    planner->fresh = planner->fresh || entry->fresh || entry->state != SCHEDULER_DECODE;
+    planner->apart = planner->apart || entry->apart;
+}
+
 static bool bring(struct planner *planner, uint32_t index)
 {
     struct seat *seat = &planner->seats[index];
-    if (!make_place(planner, index))
+    if (!company_allows(planner, seat->entry) || !make_place(planner, index))
         return false;
+    note_company(planner, seat->entry);
     seat->fate = seat->entry->state == SCHEDULER_SUSPENDED ? FATE_RESUME : FATE_ADMIT;
     seat->prepaid = true;
     planner->running++;
@@ -271,6 +286,9 @@ static bool bring(struct planner *planner, uint32_t index)
 static void prefill(struct planner *planner)
 {
     bool blocked = false;
+    for (uint32_t i = 0; i < planner->count; i++)
+        if (stays(&planner->seats[i]))
+            note_company(planner, planner->seats[i].entry);
     for (uint32_t i = 0; i < planner->count; i++) {
         const struct seat *seat = &planner->seats[i];
         if (seat->entry->state == SCHEDULER_PREFILL && stays(seat))
@@ -308,7 +326,7 @@ void scheduler_plan(const struct scheduler_entry *entries, uint32_t count, const
     planner.count = planner.running = 0;
     planner.budget = limits->tokens_budget;
     planner.room = limits->bytes_room;
-    planner.odd_given = false;
+    planner.odd_given = planner.fresh = planner.apart = false;
     take_seats(&planner, entries, count);
     decode(&planner);
     prefill(&planner);

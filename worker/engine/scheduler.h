@@ -9,10 +9,14 @@
  *   3. suspended sequences come back before anything waiting of the same priority is admitted;
  *   4. waiting ones are admitted by rank while sequences_max and memory allow (their prompt's need, less what is cached, plus
  *      reserve_bytes for what runs already). A waiting one of higher priority preempts running ones of strictly lower priority;
- *   5. background work (idle_only) runs only in a step without any other, and is dropped when other work comes.
+ *   5. background work (idle_only) runs only in a step without any other, and is dropped when other work comes;
+ *   6. a suspect (apart) comes, or comes back, only when nobody in memory is in prefill, loading or fresh, and nobody comes with it; as
+ *      long as it is in memory as one, nobody else comes or comes back. What decodes goes on. If a step kills the process, it is known
+ *      who did it.
  * Memory: what a waiting or suspended sequence needs is counted whole, cached pages too: those are part of the room until somebody uses them.
  * A sequence that cannot get memory for one token preempts whoever ranks below it; if nobody does, it goes (decode) or waits (prefill).
- * If the first suspended or waiting one does not fit, nothing behind it comes (large prompts are not overtaken for ever). Priorities are strict:
+ * If the first suspended or waiting one does not fit, or has to wait to be alone, nothing behind it comes (large prompts and suspects are
+ * not overtaken for ever). Priorities are strict:
  * as long as higher ones keep all places or memory, lower ones wait until their deadline. Within a priority the first to arrive prefills first.
  * A sequence that is loading (copies under way) takes no tokens. The budget is in tokens; the engine derives it from the measured time per
  * token so that a step stays under its limit; decode comes before it and is not
@@ -35,6 +39,8 @@ struct scheduler_entry {             /* one sequence: a choice of a request, or 
     int32_t priority;                /* higher first */
     uint64_t arrival;                /* lower first */
     bool idle_only;
+    bool fresh;                      /* nothing of its reply is released here yet: it would share the blame */
+    bool apart;                      /* fresh, and a worker was lost with it before; never with idle_only */
     uint32_t tokens_left;            /* PREFILL, SUSPENDED: known tokens still to compute; WAITING: of the prompt, less what is cached */
     uint32_t tokens;                 /* counted so far, or cached (a chunk aims to end at a multiple of 64) */
     uint64_t bytes_held;             /* device bytes that suspending it would free */

@@ -111,6 +111,97 @@ static void plans_can_be_read(void **state)
     engine_destroy(&engine);
 }
 
+/* ---- suspects ---- */
+
+enum { SUSPECTS_JOBS = 24 };
+
+static bool suspect[SUSPECTS_JOBS];
+static uint64_t begun_at[SUSPECTS_JOBS]; /* forwards before it */
+
+/* From its start to its first token nobody else's prompt is computed with a suspect's: nobody is suspended here. */
+static void check_company(struct client *client, const struct engine_event *event)
+{
+    if (event->kind != ENGINE_STARTED)
+        return;
+    const unsigned begun = (unsigned)(event->job - 1);
+    begun_at[begun] = fake_backend.forwards;
+    for (unsigned i = 0; i < client->count; i++) {
+        const struct client_job *job = client->jobs[i];
+        uint32_t tokens = 0;
+        for (uint32_t c = 0; c < job->choices; c++)
+            tokens += job->replies[c].count;
+        if (i == begun || !job->started || job->ended)
+            continue;
+        assert_false((suspect[i] || suspect[begun]) && tokens == 0);
+    }
+}
+
+static void suspects_compute_their_prompts_alone(void **state)
+{
+    (void)state;
+    enum { JOBS = SUSPECTS_JOBS };
+    uint64_t rng = test_seed(7);
+    for (int round = 0; round < 6; round++) {
+        struct engine_config config = fixture_config();
+        struct client client;
+        struct client_job *jobs[JOBS];
+        struct engine_request requests[JOBS];
+        config.kv_bytes = 64 * FIXTURE_CONVERSATION;
+        config.sequences_max = 1 + rng_below(&rng, 8);
+        struct engine *engine = fixture_engine(&config);
+        client_setup(&client, engine);
+        client.check = true;
+        client.on_event = check_company;
+        for (uint32_t i = 0; i < JOBS; i++) {
+            const uint32_t count = 1 + rng_below(&rng, 200);
+            requests[i] = fixture_request(fixture_ids(rng_next(&rng), count), count, 1 + rng_below(&rng, 40));
+            requests[i].sampling.temperature = 1.5f;
+            requests[i].choices = rng_below(&rng, 4) == 0 ? 3 : 1;
+            requests[i].apart = suspect[i] = rng_below(&rng, 3) == 0;
+            assert_ok(client_submit(&client, &requests[i], &jobs[i]));
+            for (uint32_t steps = rng_below(&rng, 4); steps > 0; steps--)
+                client_step(&client);
+        }
+        client_run(&client);
+        for (int i = 0; i < JOBS; i++) {
+            assert_true(jobs[i]->started);
+            assert_same_alone(jobs[i], &requests[i]);
+        }
+        client_free(&client);
+        engine_destroy(&engine);
+    }
+}
+
+/* The start of a job is told before anything of it is computed, and not while it waits. */
+static void starts_are_told_in_time(void **state)
+{
+    (void)state;
+    struct engine_config config = fixture_config();
+    struct client client;
+    struct client_job *first = NULL, *second = NULL;
+    config.sequences_max = 1;
+    struct engine *engine = fixture_engine(&config);
+    client_setup(&client, engine);
+    client.on_event = check_company;
+    memset(suspect, 0, sizeof suspect);
+    struct engine_request request = fixture_request(fixture_ids(1, 100), 100, 3);
+    assert_ok(client_submit(&client, &request, &first));
+    request = fixture_request(fixture_ids(2, 100), 100, 3);
+    assert_ok(client_submit(&client, &request, &second));
+    client_step(&client);
+    assert_true(first->started && begun_at[0] == 0 && fake_backend.forwards == 1);
+    while (!first->ended) {
+        assert_false(second->started);
+        client_step(&client);
+    }
+    const uint64_t forwards = fake_backend.forwards;
+    client_step(&client);
+    assert_true(second->started && begun_at[1] == forwards);
+    client_run(&client);
+    client_free(&client);
+    engine_destroy(&engine);
+}
+
 /* ---- memory ---- */
 
 static void run_in_little_memory(uint64_t device, uint64_t host, uint32_t late)
@@ -537,6 +628,8 @@ int main(void)
         cmocka_unit_test(sequences_run_together),
         cmocka_unit_test(a_long_prompt_does_not_stop_the_others),
         cmocka_unit_test(plans_can_be_read),
+        cmocka_unit_test(suspects_compute_their_prompts_alone),
+        cmocka_unit_test(starts_are_told_in_time),
         cmocka_unit_test(preempted_with_a_host_tier),
         cmocka_unit_test(preempted_without_a_host_tier),
         cmocka_unit_test(a_higher_priority_takes_the_only_place),

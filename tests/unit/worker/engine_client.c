@@ -85,6 +85,9 @@ enum status client_submit(struct client *client, struct engine_request *request,
     job->logprobs = request->logprobs;
     job->prompt_logprobs = request->prompt_logprobs;
     job->alternatives = request->logprobs || request->prompt_logprobs ? request->alternatives : 0;
+    job->resumed = request->resume_counts != NULL;
+    for (unsigned i = 0; request->resume_counts != NULL && i < job->choices; i++)
+        job->replies[i].resumed = request->resume_counts[i];
     for (unsigned i = 0; i < request->stop_count && i < 16; i++)
         snprintf(job->stops[job->stop_count++], sizeof job->stops[0], "%.*s", (int)request->stop_sizes[i],
                  request->stops[i]);
@@ -148,7 +151,7 @@ static void take_tokens(struct client_job *job, const struct engine_event *event
 {
     struct client_reply *reply = &job->replies[event->choice];
     assert_true(event->choice < job->choices);
-    assert_int_equal(event->first, reply->count);
+    assert_int_equal(event->first, reply->resumed + reply->count);
     assert_true(event->count > 0 || event->text_size > 0);
     assert_int_equal(event->alternatives, job->logprobs ? job->alternatives : 0);
     assert_false(reply->over);
@@ -163,6 +166,7 @@ static void take_tokens(struct client_job *job, const struct engine_event *event
 static void take_end(struct client *client, struct client_job *job, const struct engine_event *event)
 {
     uint32_t released = 0;
+    bool resumed = false;
     job->ended = true;
     job->end = *event;
     job->end_order = ++client->ended;
@@ -173,12 +177,13 @@ static void take_end(struct client *client, struct client_job *job, const struct
         return;
     }
     for (unsigned i = 0; i < job->choices; i++) {
-        released += job->replies[i].count;
+        released += job->replies[i].resumed + job->replies[i].count;
+        resumed |= job->replies[i].resumed > 0;
         assert_true(event->finish[i] >= ENGINE_FINISH_STOP && event->finish[i] <= ENGINE_FINISH_STOP_STRING);
     }
     assert_int_equal(event->choices, job->choices);
     assert_int_equal(event->reply_tokens, released);
-    assert_true(event->cached_tokens < event->prompt_tokens);
+    assert_true(event->cached_tokens < event->prompt_tokens + resumed);
     assert_true(job->prompt_seen == job->prompt_logprobs);
 }
 
@@ -188,7 +193,11 @@ static void on_event(void *user, const struct engine_event *event)
     struct client_job *job = find(client, event->job);
     assert_non_null(job);
     assert_false(job->ended);
-    if (event->kind == ENGINE_TOKENS) {
+    assert_true(job->started || event->kind == ENGINE_STARTED || event->kind == ENGINE_FAILED || job->resumed);
+    if (event->kind == ENGINE_STARTED) {
+        assert_false(job->started);
+        job->started = true;
+    } else if (event->kind == ENGINE_TOKENS) {
         take_tokens(job, event);
     } else if (event->kind == ENGINE_PROMPT) {
         assert_true(job->prompt_logprobs && !job->prompt_seen);

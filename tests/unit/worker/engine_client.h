@@ -19,7 +19,8 @@
 #include <stdint.h>
 #include "worker/engine/engine.h"
 
-struct client_reply {                /* of one choice; everything owned */
+struct client_reply {                /* of one choice; everything owned. Of a resume: what came behind the tokens it names */
+    uint32_t resumed;                /* of these; sequence numbers go on behind them */
     uint32_t *ids;
     uint32_t count, capacity;
     char *text;                      /* with a NUL behind it */
@@ -38,7 +39,8 @@ struct client_job {                  /* owned by the client; stays where it is u
     bool logprobs, prompt_logprobs;
     struct client_reply replies[ENGINE_CHOICES_MAX];
     struct client_reply prompt;      /* ids from the second on and their log probabilities, of ENGINE_PROMPT */
-    bool prompt_seen, ended;
+    bool resumed;                    /* it may end without being computed */
+    bool prompt_seen, started, ended;
     struct engine_event end;         /* detail points to `detail` */
     char detail[512];
     unsigned end_order;              /* 1: the first job that ended */

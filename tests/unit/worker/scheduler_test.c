@@ -242,12 +242,56 @@ static void idle_work_waits_for_nobody(void **state)
     EXPECT(300, 10 * PAGE, "");
 }
 
+/* One that may kill the process computes its prompt with nobody else's. */
+static void suspects_come_alone(void **state)
+{
+    (void)state;
+    add_outside(SCHEDULER_WAITING, 0, 0, 100)->apart = true; /* nobody is there: alone, and nobody behind it */
+    add_outside(SCHEDULER_WAITING, 0, 0, 100);
+    EXPECT(1000, 100 * PAGE, "admit 0\nrun 0 100\n");
+    add_outside(SCHEDULER_WAITING, 0, 0, 100); /* one that comes before it: in the next step */
+    add_outside(SCHEDULER_WAITING, 0, 0, 100)->apart = true;
+    add_outside(SCHEDULER_WAITING, 0, 0, 100);
+    EXPECT(1000, 100 * PAGE, "admit 0\nrun 0 100\n");
+    add_prefill(0, 64, 100); /* somebody is in prefill: it waits, and so does who comes behind it */
+    add_outside(SCHEDULER_WAITING, 0, 0, 100)->apart = true;
+    add_outside(SCHEDULER_WAITING, 0, 0, 100);
+    EXPECT(1000, 100 * PAGE, "run 0 100\n");
+    add_outside(SCHEDULER_WAITING, 1, 0, 100)->apart = true; /* also one of a higher priority, which takes no place */
+    add_prefill(0, 64, 100);
+    struct scheduler_limits one = limits(1000, 100 * PAGE);
+    one.sequences_max = 1;
+    expect(&one, "run 1 100\n");
+    add(SCHEDULER_LOADING, 0);
+    add_outside(SCHEDULER_WAITING, 0, 0, 100)->apart = true;
+    EXPECT(1000, 100 * PAGE, "");
+    add_decode(0, PAGE, 0); /* what decodes is no obstacle, and goes on */
+    add_outside(SCHEDULER_WAITING, 0, 0, 100)->apart = true;
+    add_outside(SCHEDULER_SUSPENDED, -1, 64, 36);
+    EXPECT(1000, 100 * PAGE, "admit 1\nrun 0 1\nrun 1 100\n");
+    add_decode(0, PAGE, 0); /* while it prefills nobody comes, or comes back */
+    add_prefill(0, 0, 1000)->apart = true;
+    add_outside(SCHEDULER_SUSPENDED, 0, 64, 36);
+    add_outside(SCHEDULER_WAITING, 5, 0, 100);
+    EXPECT(1000, 100 * PAGE, "run 0 1\nrun 1 256\n");
+    add_decode(0, PAGE, 0)->fresh = true; /* it would share the blame: the suspect waits, others do not */
+    add_outside(SCHEDULER_WAITING, 1, 0, 100);
+    add_outside(SCHEDULER_WAITING, 0, 0, 100)->apart = true;
+    EXPECT(1000, 100 * PAGE, "admit 1\nrun 1 100\nrun 0 1\n");
+    add_decode(0, PAGE, 0)->apart = true; /* or while it has released nothing */
+    add_outside(SCHEDULER_WAITING, 5, 0, 100);
+    EXPECT(1000, 100 * PAGE, "run 0 1\n");
+    add_outside(SCHEDULER_SUSPENDED, 0, 64, 100)->apart = true; /* two of them: one after the other */
+    add_outside(SCHEDULER_WAITING, 0, 0, 100)->apart = true;
+    EXPECT(1000, 100 * PAGE, "resume 0\nrun 0 100\n");
+}
+
 /* ---- random tables ---- */
 
 static void fill(uint64_t *rng)
 {
     const uint32_t count = 1 + rng_below(rng, 60);
-    const bool background = rng_below(rng, 4) == 0;
+    const bool background = rng_below(rng, 4) == 0, suspects = rng_below(rng, 2) == 0;
     entry_count = 0;
     for (uint32_t i = 0; i < count; i++) {
         const int32_t priority = (int32_t)rng_below(rng, 3);
@@ -263,6 +307,8 @@ static void fill(uint64_t *rng)
         }
         entry->arrival = rng_below(rng, 1000) * 64 + i;
         entry->idle_only = background && rng_below(rng, 3) == 0;
+        entry->fresh = suspects && !entry->idle_only && rng_below(rng, 4) == 0;
+        entry->apart = entry->fresh && rng_below(rng, 2) == 0;
     }
 }
 
@@ -332,6 +378,7 @@ static void check_rules(const struct scheduler_limits *with)
     uint32_t running = 0, before = 0, decoding = 0, prefilled = 0, odd = 0;
     uint64_t needed = 0, freed = 0;
     bool others = false, came = false, worked = false, ready = false;
+    uint32_t comers = 0, fresh = 0, apart_inside = 0, apart_comers = 0;
     read_plan(outcomes);
     for (uint32_t i = 0; i < entry_count; i++)
         others = others || !entries[i].idle_only;
@@ -348,6 +395,10 @@ static void check_rules(const struct scheduler_limits *with)
         before += in_memory(entry);
         running += (in_memory(entry) && !gone) || outcome->came;
         came = came || outcome->came;
+        comers += outcome->came;
+        apart_comers += outcome->came && entry->apart;
+        apart_inside += in_memory(entry) && !gone && entry->apart;
+        fresh += in_memory(entry) && !gone && (entry->state != SCHEDULER_DECODE || entry->fresh);
         worked = worked || outcome->tokens > 0;
         ready = ready || entry->state == SCHEDULER_PREFILL || entry->state == SCHEDULER_DECODE || !in_memory(entry);
         freed += gone ? entry->bytes_held : 0;
@@ -367,6 +418,10 @@ static void check_rules(const struct scheduler_limits *with)
     assert_true(odd <= 1);
     assert_true(running <= with->sequences_max || running <= before);
     assert_true(needed <= with->bytes_room + freed || running == 1); /* one alone is always tried */
+    if (apart_comers > 0)
+        assert_true(comers == 1 && fresh == 0); /* alone, but for those that have spoken */
+    if (apart_inside > 0)
+        assert_int_equal(comers, 0);
     if (came && running > 1)
         assert_true(running <= with->sequences_max);
     if (ready && running == 0)
@@ -408,6 +463,7 @@ static void every_request_gets_done(void **state)
             length[i] = 1 + rng_below(&rng, 300);
             add_outside(SCHEDULER_WAITING, (int32_t)rng_below(&rng, 2), 0, length[i]);
             length[i] += rng_below(&rng, 340);
+            entries[i].apart = rng_below(&rng, 4) == 0;
         }
         bool over[20] = {false};
         while (done < count) {
@@ -443,6 +499,7 @@ static void every_request_gets_done(void **state)
                 case SCHEDULER_RUN:
                     entry->tokens += plan.actions[a].tokens;
                     entry->tokens_left -= plan.actions[a].tokens;
+                    entry->apart = entry->apart && entry->tokens_left > 0;
                     if (entry->tokens_left == 0 && entry->tokens >= length[entry->id]) {
                         over[entry->id] = true;
                         entry->state = SCHEDULER_WAITING;
@@ -550,6 +607,7 @@ int main(void)
         cmocka_unit_test(who_comes_and_who_waits),
         cmocka_unit_test(higher_priorities_take_places),
         cmocka_unit_test(idle_work_waits_for_nobody),
+        cmocka_unit_test(suspects_come_alone),
         cmocka_unit_test(random_tables_keep_the_rules),
         cmocka_unit_test(every_request_gets_done),
         cmocka_unit_test(a_step_stays_below_its_limit),

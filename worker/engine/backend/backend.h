@@ -21,11 +21,13 @@
 
 struct model;                       /* worker/engine/model/model.h: config and weights, loaded, immutable */
 struct backend;                     /* opaque: the backend's own state (scratch memory, tables, threads) */
+struct simulate_profile;            /* worker/engine/backend/backend_simulate.h */
 
 struct backend_config {
     uint32_t rows_max;              /* tokens of a whole batch; sizes the scratch memory */
     uint32_t threads;               /* that compute, the caller among them; 1 .. BACKEND_THREADS_MAX */
     bool full_depth;                /* every row runs through all layers, wanted or not (early exit off); same bits */
+    const struct simulate_profile *simulate;   /* of the simulated backend alone; copied */
 };
 
 /* A run of consecutive new tokens of one sequence. */
@@ -49,7 +51,7 @@ enum backend_tier { BACKEND_TIER_DEVICE, BACKEND_TIER_HOST };
 #define BACKEND_TIERS 2u
 
 struct backend_ops {
-    const char *name;               /* "cpu", "float" */
+    const char *name;               /* "cpu", "float", "simulate" */
     /* model is borrowed and outlives the backend. STATUS_UNSUPPORTED: not a model for this backend. */
     enum status (*create)(const struct model *model, const struct backend_config *config, struct backend **out);
     void (*destroy)(struct backend **backend);                /* accepts NULL; copies under way are finished first */

@@ -365,8 +365,14 @@ static enum status digest_tensors(const struct binder *binder, struct hash_strea
     return st;
 }
 
-/* Each file as a little-endian u64 size and its bytes, then revision and layout as u64. A missing tokenizer counts as empty. */
-static enum status digest(const struct binder *binder, const char *dir, const char *config_text, size_t config_size, struct model *model)
+struct text {                        /* a file's bytes, or what stands for them */
+    const void *bytes;
+    size_t size;
+};
+
+/* Each file as a little-endian u64 size and its bytes, then revision and layout as u64. A missing tokenizer counts as empty. Without
+ * a binder `identity` takes the place of the weights. */
+static enum status digest(const char *dir, struct text config, const struct binder *binder, struct text identity, struct model *model)
 {
     char path[PATH_MAX], *tokenizer = NULL;
     size_t tokenizer_size = 0, file_size;
@@ -376,10 +382,14 @@ static enum status digest(const struct binder *binder, const char *dir, const ch
         return st;
     struct hash_stream *stream = NULL;
     TRY_GOTO(hash_stream_create(NULL, 0, &stream), st, done);
-    digest_piece(stream, config_text, config_size);
-    (void)safetensors_bytes(binder->file, &file_size);
-    digest_number(stream, file_size);
-    TRY_GOTO(digest_tensors(binder, stream), st, done);
+    digest_piece(stream, config.bytes, config.size);
+    if (binder) {
+        (void)safetensors_bytes(binder->file, &file_size);
+        digest_number(stream, file_size);
+        TRY_GOTO(digest_tensors(binder, stream), st, done);
+    } else {
+        digest_piece(stream, identity.bytes, identity.size);
+    }
     digest_piece(stream, tokenizer, tokenizer_size);
     digest_number(stream, MODEL_NUMERICS_REVISION);
     digest_number(stream, MODEL_KV_LAYOUT);
@@ -418,11 +428,31 @@ enum status model_load(const char *dir, struct model **out)
     }
     TRY_GOTO(bind_model(&binder, model), st, done);
     TRY_GOTO(refuse_surplus(&binder, model), st, done);
-    TRY_GOTO(digest(&binder, dir, config_text, config_size, model), st, done);
+    TRY_GOTO(digest(dir, (struct text){config_text, config_size}, &binder, (struct text){0}, model), st, done);
     *out = model;
     model = NULL;
 done:
     free(binder.taken);
+    free(config_text);
+    model_destroy(&model);
+    return st;
+}
+
+enum status model_load_shape(const char *dir, const void *identity, size_t identity_size, struct model **out)
+{
+    char path[PATH_MAX], *config_text = NULL;
+    size_t config_size = 0;
+    enum status st;
+    struct model *model = calloc(1, sizeof *model);
+    if (!model)
+        return STATUS_FAIL(STATUS_NO_MEMORY, "%s: no memory for a model", dir);
+    snprintf(path, sizeof path, "%s/config.json", dir);
+    TRY_GOTO(model_file_read(path, MODEL_CONFIG_BYTES_MAX, &config_text, &config_size), st, done);
+    TRY_GOTO(model_config_parse(dir, config_text, config_size, &model->config), st, done);
+    TRY_GOTO(digest(dir, (struct text){config_text, config_size}, NULL, (struct text){identity, identity_size}, model), st, done);
+    *out = model;
+    model = NULL;
+done:
     free(config_text);
     model_destroy(&model);
     return st;

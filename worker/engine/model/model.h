@@ -23,6 +23,7 @@
  * Format "roost-float": matrices are F32 or BF16 without scales; only the float backend runs it. */
 #ifndef ROOST_WORKER_ENGINE_MODEL_H
 #define ROOST_WORKER_ENGINE_MODEL_H
+#include <stddef.h>
 #include <stdint.h>
 #include "common/status.h"
 #include "worker/engine/model/model_config.h"
@@ -78,6 +79,9 @@ struct model {
 /* Loads DIR/config.json and DIR/model.safetensors, refusing anything that does not fit before allocating. Weights are mapped, not
  * copied; the whole file is read once, in order, for the digest and the checks of values (a weight of -128, a NaN). */
 enum status model_load(const char *dir, struct model **out);
+/* Without weights, for a backend that computes none (backend_simulate.h): config.json alone is read, matrices and norms stay
+ * NULL. The digest is the same with `identity` in place of model.safetensors. */
+enum status model_load_shape(const char *dir, const void *identity, size_t identity_size, struct model **out);
 void model_destroy(struct model **model);   /* accepts NULL */
 
 const char *model_scheme_name(enum model_scheme scheme);
