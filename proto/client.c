@@ -15,33 +15,21 @@
 #include "proto/client_internal.h"
 #include "proto/client_link.h"
 
-#define ROUTERS_MAX    64u
-#define TICK_MS        50u
-#define CANCEL_WAIT_MS 2000u /* for the router's terminal after a CANCEL */
-#define FAREWELL_MS    20u   /* lets ZeroMQ's thread write the CANCELs and the GOAWAY of client_destroy */
+#define ROUTERS_MAX 64u
+#define TICK_MS     50u
+#define FAREWELL_MS 20u /* lets ZeroMQ's thread write the CANCELs and the GOAWAY of client_destroy */
 
 /* ---- the thread ---- */
-
-static void cancel_here(struct client_call *call)
-{
-    if (call->state == CALL_ENDED || call->cancelled)
-        return;
-    call->cancelled = true;
-    call->cancel_at_ms = loop_now_ms(call->client->loop) + CANCEL_WAIT_MS;
-    if (call->state == CALL_SENT)
-        call_send_cancel(call);
-    else
-        call_end_error(call, WIRE_ERROR_CANCELLED, "cancelled");
-}
 
 static void on_commands(void *user)
 {
     struct client *client = user;
-    struct client_call *new_calls, *cancels, *call, *next;
+    struct client_call *new_calls, *cancels, *consumers, *call, *next;
     pthread_mutex_lock(&client->lock);
     new_calls = client->new_calls;
     cancels = client->cancels;
-    client->new_calls = client->cancels = NULL;
+    consumers = client->consumers;
+    client->new_calls = client->cancels = client->consumers = NULL;
     pthread_mutex_unlock(&client->lock);
     DL_FOREACH_SAFE(new_calls, call, next)
     {
@@ -53,7 +41,16 @@ static void on_commands(void *user)
     DL_FOREACH_SAFE2(cancels, call, next, cancel_next)
     {
         DL_DELETE2(cancels, call, cancel_prev, cancel_next);
-        cancel_here(call);
+        call_cancel(call);
+        call_unref(call);
+    }
+    DL_FOREACH_SAFE2(consumers, call, next, consumers_next)
+    {
+        DL_DELETE2(consumers, call, consumers_prev, consumers_next);
+        pthread_mutex_lock(&call->lock);
+        call->consumed_queued = false;
+        pthread_mutex_unlock(&call->lock);
+        call_grant(call);
         call_unref(call);
     }
 }
@@ -63,15 +60,17 @@ static void call_expire(struct client_call *call, uint64_t now_ms)
     if (call->cancelled && now_ms >= call->cancel_at_ms) {
         call_end_error(call, WIRE_ERROR_CANCELLED, "cancelled; the router did not confirm it");
     } else if (call_age_ms(call, now_ms) >= call->deadline_ms) {
+        bool stranded = call->state == CALL_WAITING && call->released_total > 0;
         const char *detail = "the deadline passed";
         if (call->state == CALL_WAITING) {
-            detail = "the deadline passed before a router took the request";
+            detail = stranded ? "no router came back to continue the reply"
+                              : "the deadline passed before a router took the request";
             for (unsigned i = 0; i < call->client->router_count; i++)
                 if (*client_link_trouble(call->client->routers[i].link))
                     detail = client_link_trouble(call->client->routers[i].link);
         }
-        call_send_cancel(call);
-        call_end_error(call, WIRE_ERROR_DEADLINE, detail);
+        (void)call_send_cancel(call);
+        call_end_error(call, stranded ? WIRE_ERROR_WORKER_LOST : WIRE_ERROR_DEADLINE, detail);
     }
 }
 
@@ -97,6 +96,8 @@ static void on_turn_end(void *user)
     struct client *client = user;
     if (client->dispatch_wanted)
         calls_dispatch(client);
+    for (unsigned i = 0; i < client->router_count; i++)
+        client_link_flush(client->routers[i].link);
 }
 
 static void on_farewell(void *user)
@@ -115,10 +116,13 @@ static void on_stop(void *user)
     pthread_mutex_unlock(&client->lock);
     on_commands(client);
     DL_FOREACH_SAFE(client->waiting, call, next)
-    call_end_error(call, WIRE_ERROR_CANCELLED, "the client was destroyed");
+    {
+        (void)call_send_cancel(call);
+        call_end_error(call, WIRE_ERROR_CANCELLED, "the client was destroyed");
+    }
     HASH_ITER(hh, client->sent, call, next)
     {
-        call_send_cancel(call);
+        (void)call_send_cancel(call);
         call_end_error(call, WIRE_ERROR_CANCELLED, "the client was destroyed");
     }
     for (unsigned i = 0; i < client->router_count; i++) {
@@ -147,10 +151,10 @@ static enum status thread_open(struct client *client)
             .on_ready = calls_on_ready,
             .on_lost = calls_on_lost,
             .on_message = calls_on_message,
+            .on_lease = calls_on_lease,
             .on_dropped = calls_on_dropped,
             .user = client,
         };
-        client->routers[i].client = client;
         TRY(client_link_create(&config, &client->routers[i].link));
     }
     return STATUS_OK;
@@ -201,6 +205,8 @@ static void client_free(struct client *client)
     free(client->endpoints);
     free(client->routers);
     free(client->columns);
+    free(client->credit_streams);
+    free(client->credit_tokens);
     pthread_mutex_destroy(&client->lock);
     pthread_cond_destroy(&client->started_signal);
     free(client);
@@ -244,13 +250,17 @@ enum status client_create(const struct client_config *config, struct client **ou
     client->routers = calloc(client->router_count, sizeof *client->routers);
     client->endpoints = calloc(client->router_count, sizeof *client->endpoints);
     client->columns = malloc(WIRE_TOKENS_BYTES_MAX);
+    client->credit_streams = malloc(CREDIT_ROWS_MAX * sizeof *client->credit_streams);
+    client->credit_tokens = malloc(CREDIT_ROWS_MAX * sizeof *client->credit_tokens);
     st = STATUS_NO_MEMORY;
-    if (!client->routers || !client->endpoints || !client->columns)
+    if (!client->routers || !client->endpoints || !client->columns || !client->credit_streams || !client->credit_tokens)
         goto no_memory;
     for (unsigned i = 0; i < client->router_count; i++)
         if (!(client->endpoints[i] = strdup(config->routers[i])))
             goto no_memory;
     hash_random(client->session, sizeof client->session);
+    hash_random(&client->first_router, sizeof client->first_router);
+    client->first_router = config->keep_order ? 0 : client->first_router % client->router_count;
     client->zmq_context = zmq_ctx_new();
     if (!client->zmq_context)
         goto no_memory;
@@ -273,10 +283,15 @@ void client_destroy(struct client **client_pointer)
     while (loop_post(client->loop, on_stop, client) != STATUS_OK)
         ; /* no memory for 24 bytes: there will be some */
     pthread_join(client->thread, NULL);
-    struct client_call *call, *next; /* cancels of calls that ended meanwhile */
+    struct client_call *call, *next; /* of calls that ended meanwhile */
     DL_FOREACH_SAFE2(client->cancels, call, next, cancel_next)
     {
         DL_DELETE2(client->cancels, call, cancel_prev, cancel_next);
+        call_unref(call);
+    }
+    DL_FOREACH_SAFE2(client->consumers, call, next, consumers_next)
+    {
+        DL_DELETE2(client->consumers, call, consumers_prev, consumers_next);
         call_unref(call);
     }
     client_free(client);
@@ -371,6 +386,8 @@ enum status client_generate(struct client *client, const struct client_request *
     call->prompt_ids = request->prompt_id_count;
     call->choices = request->sampling.choices ? request->sampling.choices : 1;
     call->prompt_logprobs = request->sampling.prompt_logprobs;
+    call->inexact_allowed = request->inexact_allowed;
+    call->credit_tokens = request->credit_tokens;
     if (callbacks)
         call->callbacks = *callbacks;
     call->user = user;
@@ -411,6 +428,25 @@ void client_cancel(struct client_call *call)
     pthread_mutex_unlock(&call->lock);
 }
 
+void client_consumed(struct client_call *call, uint32_t tokens)
+{
+    uint64_t consumed = atomic_fetch_add(&call->consumed, tokens) + tokens;
+    if (call->credit_tokens == 0 || consumed - atomic_load(&call->consumed_told) < credit_step(call->credit_tokens))
+        return;
+    pthread_mutex_lock(&call->lock);
+    if (!call->ended && !call->consumed_queued) {
+        struct client *client = call->client;
+        pthread_mutex_lock(&client->lock);
+        if (loop_post(client->loop, on_commands, client) == STATUS_OK) { /* no memory: the next one asks again */
+            DL_APPEND2(client->consumers, call, consumers_prev, consumers_next);
+            call->consumed_queued = true;
+            atomic_fetch_add(&call->refs, 1);
+        }
+        pthread_mutex_unlock(&client->lock);
+    }
+    pthread_mutex_unlock(&call->lock);
+}
+
 enum status client_wait(struct client_call *call, enum wire_error_code *error)
 {
     pthread_mutex_lock(&call->lock);
@@ -432,6 +468,18 @@ void client_call_release(struct client_call **call)
 const uint8_t *client_call_request_id(const struct client_call *call)
 {
     return call->request_id;
+}
+
+void client_stats(struct client *client, struct client_stats *out)
+{
+    *out = (struct client_stats){
+        .dropped = atomic_load(&client->dropped),
+        .moves = atomic_load(&client->moves),
+        .resends = atomic_load(&client->resends),
+        .resumed = atomic_load(&client->resumed),
+        .routers_ready = atomic_load(&client->routers_ready),
+        .routers = client->router_count,
+    };
 }
 
 uint64_t client_dropped(const struct client *client)

@@ -13,8 +13,10 @@
  * that callbacks run on the background thread and must not call client_wait or client_destroy. Always true: each accepted call
  * ends in exactly one on_end; tokens of each choice arrive gapless and in order, and before the first of them the prompt's log
  * probabilities, if they were asked for; limits are checked before anything is sent.
- * A call whose router is lost before any token was released is sent again through another router within its deadline.
- * Endpoints are tcp or ipc. The library sets no signal handler, blocks signals on its thread and logs at level debug only. */
+ * A call whose router is lost goes on through another one, or through the same one once it is back, within its deadline: the
+ * library keeps the ids of the tokens that it has handed out and lets them be continued. The application sees one stream.
+ * Endpoints are tcp or ipc; names in them are resolved each time a connection is made. The library sets no signal handler,
+ * blocks signals on its thread and logs at level debug only. It does not survive fork. */
 #ifndef ROOST_PROTO_CLIENT_H
 #define ROOST_PROTO_CLIENT_H
 #include <stdbool.h>
@@ -27,8 +29,10 @@ struct client;
 struct client_call;
 
 struct client_config {
-    const char *const *routers;       /* control endpoints, tried in order; borrowed during create */
+    const char *const *routers;       /* control endpoints; borrowed during create */
     unsigned router_count;
+    bool keep_order;                  /* calls go to the first router that is ready, in the order given; false: in that order from a
+                                         random one on, so that many clients spread over the routers */
     const char *tenant;               /* name rules of wire.h; NULL: "default" */
     const char *name;                 /* for the routers' logs; NULL: "client" */
 };
@@ -55,6 +59,11 @@ struct client_request {               /* everything is borrowed during client_ge
     uint64_t seed;
     bool seed_given;
     const uint8_t *request_id;        /* 16 bytes; NULL: random */
+    bool inexact_allowed;             /* a call that has to move may go on with other numerics; client_end.inexact then says so */
+    uint32_t credit_tokens;           /* at most so many tokens, of all choices, are under way or handed out and not consumed
+                                         (client_consumed), or the router's first window (512) if that is more, which each router that
+                                         goes on may use anew; a stream that is held back for 30 s ends with SLOW_READER. 0: consumed is
+                                         what a callback returned from */
 };
 
 struct client_tokens {                /* a batch of one choice of one call, or of its prompt */
@@ -83,6 +92,16 @@ struct client_end {
     const char *worker;               /* name of the worker that answered */
     const char *route;                /* the router's reason code */
     bool inexact;
+    uint32_t moves;                   /* times that the request was sent again */
+};
+
+struct client_stats {
+    uint64_t dropped;                 /* frames and token rows: malformed, of an older attempt, repeated, forged */
+    uint64_t moves;                   /* requests sent again because their router was lost or drained */
+    uint64_t resends;                 /* requests sent again because the router asked for it */
+    uint64_t resumed;                 /* of both, those that had tokens already */
+    unsigned routers_ready;           /* connected and taking requests */
+    unsigned routers;
 };
 
 struct client_callbacks {             /* arguments are borrowed for the call; NULL members are skipped */
@@ -99,12 +118,14 @@ void client_destroy(struct client **client);        /* cancels what is open; eac
 enum status client_generate(struct client *client, const struct client_request *request, const struct client_callbacks *callbacks,
                             void *user, struct client_call **out);
 void client_cancel(struct client_call *call);       /* asks; on_end still comes */
+/* So many more tokens of a call with credit_tokens have been used; any thread. Cheap: the routers hear of it by the half credit. */
+void client_consumed(struct client_call *call, uint32_t tokens);
 /* Blocks until on_end has returned. *error (may be NULL) gets its code. */
 enum status client_wait(struct client_call *call, enum wire_error_code *error);
 void client_call_release(struct client_call **call);
 const uint8_t *client_call_request_id(const struct client_call *call);
 
-/* Frames and token rows that were thrown away: malformed, of an older attempt, repeated, forged. */
-uint64_t client_dropped(const struct client *client);
+void client_stats(struct client *client, struct client_stats *out);
+uint64_t client_dropped(const struct client *client);   /* client_stats.dropped */
 
 #endif

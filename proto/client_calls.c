@@ -9,11 +9,8 @@
 #include "common/loop.h"
 #include "proto/client_link.h"
 
-#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
-#error "columns of the wire are little-endian and are handed out without conversion"
-#endif
-
-#define RESENDS_MAX 8u /* requests for the body of one call, before it ends */
+#define CANCEL_WAIT_MS 2000u /* for the router's terminal after a CANCEL, or for a router that takes the CANCEL */
+#define LOSSES_MAX     8u    /* routers lost with a call without a token in between: it may be what they die of */
 
 /* ---- calls ---- */
 
@@ -23,11 +20,12 @@ void call_unref(struct client_call *call)
         return;
     pthread_mutex_destroy(&call->lock);
     pthread_cond_destroy(&call->ended_signal);
+    call_free_ids(call);
     free(call->body);
     free(call);
 }
 
-static void call_acknowledge(struct client_call *call)
+void call_acknowledge(struct client_call *call)
 {
     if (call->state != CALL_SENT || call->acknowledged)
         return;
@@ -53,10 +51,11 @@ static void call_detach(struct client_call *call)
     call->state = CALL_NEW;
 }
 
-static void call_end(struct client_call *call, const struct client_end *end)
+void call_end(struct client_call *call, struct client_end *end)
 {
     call_detach(call);
     call->state = CALL_ENDED;
+    end->moves = call->attempt_client > 0 ? call->attempt_client - 1 : 0;
     if (call->callbacks.on_end)
         call->callbacks.on_end(call->user, call, end);
     pthread_mutex_lock(&call->lock);
@@ -82,24 +81,115 @@ static void call_wait_again(struct client_call *call)
     client->dispatch_wanted = true;
 }
 
-void call_send_cancel(struct client_call *call)
+void call_resend(struct client_call *call)
 {
-    struct wire_message message = {.kind = WIRE_CANCEL};
-    if (call->state != CALL_SENT)
+    const char *trouble = call_resume_trouble(call);
+    if (trouble) {
+        call_end_error(call, WIRE_ERROR_WORKER_LOST, trouble);
         return;
-    message.cancel = (struct wire_cancel){
-        .request_id = wire_span_of(call->request_id, WIRE_ID_BYTES),
-        .tenant = wire_span_str(call->client->tenant),
-        .conversation = wire_span_str(call->conversation),
-        .session = wire_span_of(call->client->session, WIRE_ID_BYTES),
-    };
-    (void)client_link_send_control(call->router->link, &message); /* lost with the link: then the lease ends the work */
+    }
+    atomic_fetch_add(&call->client->resends, 1);
+    call_wait_again(call);
 }
 
-/* The router's tokens cannot be used (any more): stop the work there and end the call here. */
-static void call_abandon(struct client_call *call, const char *detail)
+void call_move(struct client_call *call, const char *why)
 {
-    call_send_cancel(call);
+    const char *trouble = call_resume_trouble(call);
+    char detail[WIRE_DETAIL_MAX + 1];
+    if (!call->cancelled && trouble) {
+        snprintf(detail, sizeof detail, "%s; %s", why, trouble);
+        call_end_error(call, WIRE_ERROR_WORKER_LOST, detail);
+    } else if (!call->cancelled && ++call->losses > LOSSES_MAX) {
+        snprintf(detail, sizeof detail, "%u routers were lost with this request; the last: %s", call->losses, why);
+        call_end_error(call, WIRE_ERROR_WORKER_LOST, detail);
+    } else {
+        if (!call->cancelled)
+            atomic_fetch_add(&call->client->moves, 1);
+        call_wait_again(call);
+    }
+}
+
+/* ---- which router ---- */
+
+static bool router_usable(const struct router *router, const struct client_call *call)
+{
+    return client_link_ready(router->link) && !router->draining &&
+           (call->released_total == 0 || client_link_can(router->link, WIRE_CAN_RESUME));
+}
+
+/* The one that had it last, else the first of the rotation. */
+static struct router *choose_router(struct client *client, const struct client_call *call)
+{
+    if (call->home && router_usable(call->home, call))
+        return call->home;
+    for (unsigned i = 0; i < client->router_count; i++) {
+        struct router *router = &client->routers[(client->first_router + i) % client->router_count];
+        if (router_usable(router, call))
+            return router;
+    }
+    return NULL;
+}
+
+/* All routers are there, and each is of a release that cannot continue a reply. */
+static bool nobody_resumes(const struct client *client)
+{
+    for (unsigned i = 0; i < client->router_count; i++) {
+        const struct client_link *link = client->routers[i].link;
+        if (!client_link_ready(link) || client_link_can(link, WIRE_CAN_RESUME))
+            return false;
+    }
+    return true;
+}
+
+static void count_ready(struct client *client)
+{
+    unsigned ready = 0;
+    for (unsigned i = 0; i < client->router_count; i++)
+        ready += client_link_ready(client->routers[i].link) && !client->routers[i].draining;
+    atomic_store(&client->routers_ready, ready);
+}
+
+/* ---- cancelling ---- */
+
+bool call_send_cancel(struct client_call *call)
+{
+    struct client *client = call->client;
+    struct router *router = call->router;
+    for (unsigned i = 0; !router && i < client->router_count; i++)
+        if (client_link_ready(client->routers[i].link))
+            router = &client->routers[i];
+    if (!router || !call->home)
+        return false;
+    struct wire_message message = {.kind = WIRE_CANCEL};
+    message.cancel = (struct wire_cancel){
+        .request_id = wire_span_of(call->request_id, WIRE_ID_BYTES),
+        .tenant = wire_span_str(client->tenant),
+        .conversation = wire_span_str(call->conversation),
+        .session = wire_span_of(client->session, WIRE_ID_BYTES),
+        /* Whatever a router made of the attempts up to ours. */
+        .attempt = {call->attempt_client, UINT32_MAX},
+    };
+    /* Lost with the link: then the lease ends the work. */
+    return client_link_send_control(router->link, &message) == STATUS_OK;
+}
+
+void call_cancel(struct client_call *call)
+{
+    if (call->state == CALL_ENDED || call->cancelled)
+        return;
+    call->cancelled = true;
+    call->cancel_at_ms = loop_now_ms(call->client->loop) + CANCEL_WAIT_MS;
+    if (call->state == CALL_SENT)
+        (void)call_send_cancel(call);
+    else if (call->attempt_client == 0)
+        call_end_error(call, WIRE_ERROR_CANCELLED, "cancelled");
+    else
+        call->client->dispatch_wanted = true;
+}
+
+void call_abandon(struct client_call *call, const char *detail)
+{
+    (void)call_send_cancel(call);
     call_end_error(call, WIRE_ERROR_INTERNAL, detail);
 }
 
@@ -144,7 +234,13 @@ static bool call_send(struct client_call *call, struct router *router, uint64_t 
         .seed = call->seed,
         .seed_given = call->seed_given,
         .body_bytes = (uint32_t)call->body_size,
+        .inexact_allowed = call->inexact_allowed,
     };
+    call_fill_resume(call, &head.head);
+    if (wire_encoded_size(&head) > limits->head_bytes_max) {
+        call_end_error(call, WIRE_ERROR_WORKER_LOST, "its tokens are more than the router takes to continue it");
+        return true;
+    }
     call->stream = client->last_stream;
     HASH_ADD(hh, client->sent, stream, sizeof call->stream, call);
     if (!call->hh.tbl) /* no memory */
@@ -158,285 +254,45 @@ static bool call_send(struct client_call *call, struct router *router, uint64_t 
     call->attempt_client++;
     call->attempt_router = 0;
     call->acknowledged = false;
-    call->router = router;
+    call->router = call->home = router;
+    if (call->released_total > 0)
+        atomic_fetch_add(&client->resumed, 1);
     router->stream_count++;
     router->unacknowledged += call->body_size;
     client_link_set_busy(router->link, true);
+    call_grant_anew(call);
     return true;
 }
 
-static struct router *choose_router(struct client *client)
-{
-    for (unsigned i = 0; i < client->router_count; i++)
-        if (client_link_ready(client->routers[i].link) && !client->routers[i].draining)
-            return &client->routers[i];
-    return NULL;
-}
-
-/* In order of arrival: a call that has to wait for the grant is not passed by a smaller one. */
+/* In order of arrival, those that move first: a call that has to wait for the grant is not passed by a smaller one. */
 void calls_dispatch(struct client *client)
 {
-    client->dispatch_wanted = false;
-    while (client->waiting) {
-        struct router *router = choose_router(client);
-        if (!router || !call_send(client->waiting, router, loop_now_ms(client->loop)))
-            return;
-    }
-}
-
-/* ---- what routers say ---- */
-
-void calls_on_dropped(void *user)
-{
-    struct client *client = user;
-    atomic_fetch_add(&client->dropped, 1);
-}
-
-/* The call that a message is about; NULL if it is stale, forged or from another router. */
-static struct client_call *find_call_quietly(struct client *client, const struct router *router, uint32_t stream,
-                                             struct wire_attempt attempt, struct wire_span request_id)
-{
-    struct client_call *call;
-    HASH_FIND(hh, client->sent, &stream, sizeof stream, call);
-    bool good = call && call->router == router && attempt.client == call->attempt_client &&
-                (!request_id.data ||
-                 (request_id.size == WIRE_ID_BYTES && memcmp(request_id.data, call->request_id, WIRE_ID_BYTES) == 0));
-    return good ? call : NULL;
-}
-
-/* The same, and counted: what is sent in order on the data connection has a call, unless something is wrong. */
-static struct client_call *find_call(struct client *client, const struct router *router, uint32_t stream,
-                                     struct wire_attempt attempt, struct wire_span request_id)
-{
-    struct client_call *call = find_call_quietly(client, router, stream, attempt, request_id);
-    if (!call)
-        calls_on_dropped(client);
-    return call;
-}
-
-/* Copies a column of 4-byte values to *at and moves that on. */
-static const uint32_t *copy_column(struct wire_span column, uint32_t **at)
-{
-    uint32_t *copy = *at;
-    if (column.size > 0)
-        memcpy(copy, column.data, column.size);
-    *at += column.size / 4;
-    return copy;
-}
-
-static void call_hand_out(struct client_call *call, const struct wire_tokens_row *row)
-{
-    uint32_t *at = call->client->columns;
-    struct client_tokens tokens = {
-        .choice = row->choice,
-        .first = row->first,
-        .ids = copy_column(row->ids, &at),
-        .count = row->count,
-        .text = row->text.size ? (const char *)row->text.data : "",
-        .text_size = row->text.size,
-    };
-    if (row->logprobs.size > 0)
-        tokens.logprobs = (const float *)copy_column(row->logprobs, &at);
-    if (row->alternative_ids.size > 0) {
-        tokens.alternatives = row->alternatives;
-        tokens.alternative_ids = copy_column(row->alternative_ids, &at);
-        tokens.alternative_logprobs = (const float *)copy_column(row->alternative_logprobs, &at);
-    }
-    if (row->choice == WIRE_CHOICE_PROMPT) {
-        tokens.choice = 0;
-        if (call->callbacks.on_prompt)
-            call->callbacks.on_prompt(call->user, call, &tokens);
-    } else if (call->callbacks.on_tokens) {
-        call->callbacks.on_tokens(call->user, call, &tokens);
-    }
-}
-
-static void on_row(struct client *client, struct router *router, const struct wire_tokens_row *row)
-{
-    struct client_call *call = find_call(client, router, row->stream, row->attempt, wire_span_of(NULL, 0));
-    if (!call)
-        return;
-    if (row->attempt.router < call->attempt_router || row->first + row->count < row->first) {
-        calls_on_dropped(client);
-        return;
-    }
-    call->attempt_router = row->attempt.router;
-    bool prompt = row->choice == WIRE_CHOICE_PROMPT;
-    if (prompt ? !call->prompt_logprobs : row->choice >= call->choices) {
-        call_abandon(call, "tokens came of a choice that was not asked for");
-        return;
-    }
-    uint32_t *released = &call->released[row->choice];
-    bool last = row->count == 0 && row->text.size > 0, ended = call->choices_ended & 1u << row->choice;
-    if ((row->first < *released && row->first + row->count <= *released) ||
-        (row->first == *released && last && ended)) {
-        calls_on_dropped(client); /* a repeat */
-        return;
-    }
-    if (row->first != *released || (ended && row->count > 0)) {
-        char detail[128];
-        snprintf(detail, sizeof detail, "%s %u: tokens from %u came, from %u were due", prompt ? "prompt" : "choice",
-                 prompt ? 0u : row->choice, row->first, *released);
-        call_abandon(call, detail);
-        return;
-    }
-    call_acknowledge(call); /* who answers has it */
-    if (row->count == 0 && !last)
-        return;
-    call->choices_ended |= last ? 1u << row->choice : 0;
-    *released += row->count;
-    call->released_total += prompt ? 0 : row->count;
-    call_hand_out(call, row);
-}
-
-/* Copies a span of at most size - 1 bytes as a C string. */
-static const char *text_of(struct wire_span span, char *buffer, size_t size)
-{
-    size_t used = span.size < size ? span.size : size - 1;
-    if (used > 0)
-        memcpy(buffer, span.data, used);
-    buffer[used] = '\0';
-    return buffer;
-}
-
-/* Whether everything that DONE speaks of has arrived. False: *detail says what is missing. */
-static bool call_is_complete(const struct client_call *call, const struct wire_done *done, char *detail, size_t size)
-{
-    uint32_t prompt = call->released[WIRE_CHOICE_PROMPT];
-    if (done->released != call->released_total)
-        snprintf(detail, size, "%u tokens were released and %llu arrived", done->released,
-                 (unsigned long long)call->released_total);
-    else if (done->finish.size != call->choices)
-        snprintf(detail, size, "%zu choices ended, %u were asked for", done->finish.size, call->choices);
-    else if (call->prompt_logprobs && prompt + (done->prompt_tokens > 0) != done->prompt_tokens)
-        snprintf(detail, size, "the prompt has %u tokens and log probabilities of %u arrived", done->prompt_tokens,
-                 prompt);
-    else
-        return true;
-    return false;
-}
-
-static void on_done(struct client *client, struct router *router, const struct wire_done *done)
-{
-    char worker[WIRE_NAME_MAX + 1], route[WIRE_NAME_MAX + 1], detail[128];
-    struct client_call *call = find_call(client, router, done->stream, done->attempt, done->request_id);
-    if (!call)
-        return;
-    struct client_end end = {
-        .detail = "",
-        .prompt_tokens = done->prompt_tokens,
-        .cached_tokens = done->cached_tokens,
-        .reply_tokens = done->reply_tokens,
-        .dropped_messages = done->dropped_messages,
-        .queue_us = done->queue_us,
-        .prefill_us = done->prefill_us,
-        .decode_us = done->decode_us,
-        .route_us = done->route_us,
-        .worker = text_of(done->worker, worker, sizeof worker),
-        .route = text_of(done->route, route, sizeof route),
-        .inexact = done->inexact,
-    };
-    if (!call_is_complete(call, done, detail, sizeof detail)) {
-        end.error = WIRE_ERROR_INTERNAL;
-        end.detail = detail;
-    } else {
-        end.choices = call->choices;
-        for (unsigned i = 0; i < end.choices; i++)
-            if (done->finish.data[i] <= WIRE_FINISH_STOP_STRING) /* a younger one reads as unknown */
-                end.finishes[i] = (enum wire_finish)done->finish.data[i];
-        end.finish = end.finishes[0];
-    }
-    call_end(call, &end);
-}
-
-static void on_error(struct client *client, struct router *router, const struct wire_error *error)
-{
-    char detail[WIRE_DETAIL_MAX + 1];
-    struct client_call *call = find_call(client, router, error->stream, error->attempt, error->request_id);
-    if (!call)
-        return;
-    struct client_end end = {
-        .error = error->code,
-        .detail = text_of(error->detail, detail, sizeof detail),
-        .retry_after_ms = error->retry_after_ms,
-        .worker = "",
-        .route = "",
-    };
-    call_end(call, &end);
-}
-
-/* Comes by the control connection, so a short reply may have ended before it. */
-static void on_ack(struct client *client, struct router *router, const struct wire_stream_ref *ref)
-{
-    struct client_call *call = find_call_quietly(client, router, ref->stream, ref->attempt, ref->request_id);
-    if (call)
-        call_acknowledge(call);
-}
-
-static void on_stream_ref(struct client *client, struct router *router, enum wire_kind kind,
-                          const struct wire_stream_ref *ref)
-{
-    struct client_call *call = find_call(client, router, ref->stream, ref->attempt, ref->request_id);
-    if (!call)
-        return;
-    if (kind != WIRE_RESEND)
-        call_abandon(call, "the router answered with something that this version of the client does not handle");
-    else if (call->cancelled)
-        call_end_error(call, WIRE_ERROR_CANCELLED, "cancelled");
-    else if (call->released_total > 0)
-        call_end_error(call, WIRE_ERROR_WORKER_LOST, "the worker was lost after tokens were released");
-    else if (++call->resends > RESENDS_MAX)
-        call_end_error(call, WIRE_ERROR_INTERNAL, "the router asked for the request again and again");
-    else
-        call_wait_again(call);
-}
-
-/* SUPERSEDED names no stream. */
-static void on_superseded(struct client *client, struct router *router, const struct wire_stream_ref *ref)
-{
     struct client_call *call, *next;
-    HASH_ITER(hh, client->sent, call, next)
+    client->dispatch_wanted = false;
+    for (unsigned i = 0; i < client->router_count; i++)
+        client->routers[i].full = false;
+    DL_FOREACH_SAFE(client->waiting, call, next)
     {
-        if (call->router == router && memcmp(call->request_id, ref->request_id.data, WIRE_ID_BYTES) == 0 &&
-            ref->attempt.client == call->attempt_client) {
-            call_end_error(call, WIRE_ERROR_CONFLICT, "another connection took the request over");
+        struct router *router = choose_router(client, call);
+        if (call->cancelled) {
+            if (call_send_cancel(call))
+                call_end_error(call, WIRE_ERROR_CANCELLED, "cancelled");
+        } else if (router && !router->full && call_send(call, router, loop_now_ms(client->loop))) {
+            continue;
+        } else if (router) {
+            router->full = true;
+            if (!call->home)
+                return; /* and so have all behind it to wait */
+        } else if (call->released_total > 0 && nobody_resumes(client)) {
+            call_end_error(call, WIRE_ERROR_WORKER_LOST,
+                           "its router was lost after tokens were released, and the others cannot continue it");
+        } else if (!call->home) {
             return;
         }
     }
-    calls_on_dropped(client);
 }
 
-static struct router *router_of(struct client *client, const struct client_link *link)
-{
-    for (unsigned i = 0; i < client->router_count; i++)
-        if (client->routers[i].link == link)
-            return &client->routers[i];
-    return NULL;
-}
-
-void calls_on_message(void *user, struct client_link *link, const struct wire_message *message)
-{
-    struct client *client = user;
-    struct router *router = router_of(client, link);
-    switch (message->kind) {
-    case WIRE_TOKENS: {
-        struct wire_tokens_cursor cursor = {0};
-        struct wire_tokens_row row;
-        while (wire_tokens_next(&message->tokens, &cursor, &row))
-            on_row(client, router, &row);
-        break;
-    }
-    case WIRE_DONE: on_done(client, router, &message->done); break;
-    case WIRE_ERROR: on_error(client, router, &message->error); break;
-    case WIRE_ACK: on_ack(client, router, &message->stream_ref); break;
-    case WIRE_RESEND:
-    case WIRE_NEED_HISTORY:
-    case WIRE_WRONG_OWNER: on_stream_ref(client, router, message->kind, &message->stream_ref); break;
-    case WIRE_SUPERSEDED: on_superseded(client, router, &message->stream_ref); break;
-    case WIRE_GOAWAY: router->draining = true; break;
-    default: calls_on_dropped(client); break;
-    }
-}
+/* ---- routers come and go ---- */
 
 void calls_on_ready(void *user, struct client_link *link)
 {
@@ -445,7 +301,15 @@ void calls_on_ready(void *user, struct client_link *link)
     pthread_mutex_lock(&client->lock);
     client->limits = *client_link_limits(link);
     pthread_mutex_unlock(&client->lock);
+    count_ready(client);
     client->dispatch_wanted = true;
+}
+
+/* It takes nothing new; what it has stays there. */
+void calls_on_goaway(struct client *client, struct router *router)
+{
+    router->draining = true;
+    count_ready(client);
 }
 
 void calls_on_lost(void *user, struct client_link *link)
@@ -454,16 +318,11 @@ void calls_on_lost(void *user, struct client_link *link)
     struct router *router = router_of(client, link);
     struct client_call *call, *next;
     LOG_DEBUG("router lost: %s", client_link_trouble(link));
+    count_ready(client);
     HASH_ITER(hh, client->sent, call, next)
     {
-        if (call->router != router)
-            continue;
-        if (call->cancelled)
-            call_end_error(call, WIRE_ERROR_CANCELLED, "cancelled");
-        else if (call->released_total > 0)
-            call_end_error(call, WIRE_ERROR_WORKER_LOST, client_link_trouble(link));
-        else
-            call_wait_again(call);
+        if (call->router == router)
+            call_move(call, client_link_trouble(link));
     }
     client->dispatch_wanted = true;
 }

@@ -18,6 +18,7 @@
 #define DATA_QUEUE_BYTES_MAX         (8u << 20) /* the grant is 4 MiB */
 #define CONTROL_QUEUE_BYTES_MAX      (1u << 20)
 #define UNACKNOWLEDGED_BYTES_DEFAULT (4u << 20)
+#define CREDIT_BYTES                 (4u << 20) /* of token frames under way: a second of 32 Mbit/s */
 #define ENDPOINT_MAX                 300
 
 enum link_state { LINK_DOWN, LINK_GREETED, LINK_WELCOMED, LINK_READY };
@@ -33,10 +34,12 @@ struct client_link {
     char endpoint[ENDPOINT_MAX], data_endpoint[ENDPOINT_MAX], name[WIRE_NAME_MAX + 1];
     uint8_t session[WIRE_ID_BYTES];
     enum link_state state;
-    bool control_up, busy;
+    bool control_up, busy, lease_wanted;
     struct side control, data;
     uint8_t peer_session[WIRE_ID_BYTES];
     struct wire_limits limits;
+    uint32_t capabilities;
+    uint64_t token_bytes, token_bytes_told; /* of TOKENS frames since the HELLO of the data connection */
     uint32_t lease_ms, expiry_ms;
     uint64_t state_since_ms, lease_due_ms;
     uint64_t retry_at_ms; /* 0: the control channel exists */
@@ -48,14 +51,13 @@ static void fail(struct client_link *link, const char *why);
 
 static enum status send_message(struct side *side, const struct wire_message *message)
 {
-    uint8_t frame[1024];
-    size_t size = wire_encoded_size(message);
-    if (size > sizeof frame)
-        return STATUS_FAIL(STATUS_INTERNAL, "a %s of %zu bytes", wire_kind_name(message->kind), size);
+    zmq_msg_t frame;
     if (!side->channel)
         return STATUS_FAIL(STATUS_CLOSED, "no connection");
-    wire_encode(message, frame);
-    return channel_send_bytes(side->channel, NULL, frame, size);
+    if (zmq_msg_init_size(&frame, wire_encoded_size(message)) != 0)
+        return STATUS_FAIL(STATUS_NO_MEMORY, "no memory for a %s", wire_kind_name(message->kind));
+    wire_encode(message, zmq_msg_data(&frame));
+    return channel_send(side->channel, NULL, &frame, 1);
 }
 
 static enum status send_hello(struct client_link *link, enum wire_connection connection)
@@ -71,13 +73,16 @@ static enum status send_hello(struct client_link *link, enum wire_connection con
         .name = wire_span_str(link->name),
         .build = wire_span_str(ROOST_VERSION),
         .lease_ms = LEASE_MS_DEFAULT,
+        .capabilities = WIRE_CAN_RESUME | WIRE_CAN_CREDIT,
     };
+    if (connection == WIRE_CONNECTION_DATA)
+        link->token_bytes = link->token_bytes_told = 0;
     side->sent_number = side->received_number = side->echoed_number = 0;
     side->alive_ms = loop_now_ms(link->config.loop);
     return send_message(side, &hello);
 }
 
-static void send_lease(struct client_link *link, struct side *side)
+static void send_lease(struct client_link *link, struct side *side, bool all)
 {
     struct wire_message lease = {.kind = WIRE_LEASE};
     lease.lease = (struct wire_lease){
@@ -86,6 +91,12 @@ static void send_lease(struct client_link *link, struct side *side)
         .echo = side->received_number,
         .state = WIRE_LIFE_READY,
     };
+    if (side == &link->control && client_link_can(link, WIRE_CAN_CREDIT)) {
+        link->lease_wanted = false;
+        link->token_bytes_told = link->token_bytes;
+        lease.lease.credit_connection_bytes = link->token_bytes + CREDIT_BYTES;
+        link->config.on_lease(link->config.user, link, all, &lease.lease);
+    }
     if (send_message(side, &lease) == STATUS_OK)
         side->sent_number++;
 }
@@ -141,6 +152,7 @@ static void on_welcome(struct client_link *link, const struct wire_welcome *welc
         return;
     }
     memcpy(link->peer_session, welcome->session.data, sizeof link->peer_session);
+    link->capabilities = welcome->capabilities;
     link->limits = welcome->limits;
     struct wire_limits *limits = &link->limits;
     if (limits->body_bytes_max == 0 || limits->body_bytes_max > WIRE_BODY_BYTES_MAX)
@@ -205,6 +217,10 @@ static void on_frames(struct client_link *link, struct side *side, zmq_msg_t *fr
                  (const char *)message.error.detail.data);
         fail(link, why);
     } else if (link->state == LINK_READY && message.kind != WIRE_HELLO) {
+        if (message.kind == WIRE_TOKENS) {
+            link->token_bytes += zmq_msg_size(&frames[0]);
+            link->lease_wanted |= link->token_bytes - link->token_bytes_told >= CREDIT_BYTES / 2;
+        }
         link->config.on_message(link->config.user, link, &message);
     } else {
         link->config.on_dropped(link->config.user);
@@ -254,8 +270,8 @@ static void on_data_link(void *user, bool up)
     link->backoff_ms = BACKOFF_MS_MIN;
     link->lease_due_ms = loop_now_ms(link->config.loop) + link->lease_ms;
     set_state(link, LINK_READY);
-    send_lease(link, &link->control);
-    send_lease(link, &link->data);
+    send_lease(link, &link->control, true);
+    send_lease(link, &link->data, true);
     link->config.on_ready(link->config.user, link);
 }
 
@@ -312,8 +328,8 @@ void client_link_tick(struct client_link *link, uint64_t now_ms, bool expire)
     /* Leases go first: silence may be our own. */
     if (now_ms >= link->lease_due_ms) {
         link->lease_due_ms = now_ms + link->lease_ms;
-        send_lease(link, &link->control);
-        send_lease(link, &link->data);
+        send_lease(link, &link->control, true);
+        send_lease(link, &link->data, true);
     }
     uint64_t data_expiry_ms = (uint64_t)link->expiry_ms * (link->busy ? BUSY_FACTOR : 1);
     if (expire && now_ms > link->control.alive_ms + link->expiry_ms)
@@ -359,6 +375,22 @@ void client_link_destroy(struct client_link **link)
 bool client_link_ready(const struct client_link *link)
 {
     return link->state == LINK_READY;
+}
+
+bool client_link_can(const struct client_link *link, enum wire_capability capability)
+{
+    return link->capabilities & capability;
+}
+
+void client_link_want_lease(struct client_link *link)
+{
+    link->lease_wanted = true;
+}
+
+void client_link_flush(struct client_link *link)
+{
+    if (link->lease_wanted && link->state == LINK_READY && client_link_can(link, WIRE_CAN_CREDIT))
+        send_lease(link, &link->control, false);
 }
 
 const struct wire_limits *client_link_limits(const struct client_link *link)

@@ -29,6 +29,9 @@ struct client_link_config {
     void (*on_lost)(void *user, struct client_link *link);
     /* Everything but hello, welcome and lease. The message is borrowed. */
     void (*on_message)(void *user, struct client_link *link, const struct wire_message *message);
+    /* Fills in the credit columns of a lease for the control connection, which are borrowed until it is sent. all: those of every
+     * stream, not only what is new. */
+    void (*on_lease)(void *user, struct client_link *link, bool all, struct wire_lease *lease);
     void (*on_dropped)(void *user); /* a frame that is malformed, forged, replayed or out of place */
     void *user;
 };
@@ -40,6 +43,9 @@ void client_link_destroy(struct client_link **link); /* no callbacks from now on
 void client_link_tick(struct client_link *link, uint64_t now_ms,
                       bool expire); /* about every 50 ms; expire: silence may be judged */
 bool client_link_ready(const struct client_link *link);
+bool client_link_can(const struct client_link *link, enum wire_capability capability); /* the router said so */
+void client_link_want_lease(struct client_link *link); /* new credit: the next client_link_flush sends a lease early */
+void client_link_flush(struct client_link *link);      /* at the end of each turn */
 const struct wire_limits *
 client_link_limits(const struct client_link *link);              /* of the last WELCOME, defaults filled in */
 const char *client_link_trouble(const struct client_link *link); /* why it was lost last, "" if never */

@@ -72,7 +72,8 @@ const char *wire_error_name(enum wire_error_code code);   /* "over capacity"; ne
 const char *wire_life_name(enum wire_life life);
 const char *wire_finish_name(enum wire_finish finish);
 
-enum wire_capability { WIRE_CAN_RESUME = 1, WIRE_CAN_ATTACH = 2, WIRE_CAN_CREDIT = 4, WIRE_CAN_DRAIN = 8 };   /* bits */
+enum wire_capability { WIRE_CAN_RESUME = 1, WIRE_CAN_ATTACH = 2, WIRE_CAN_CREDIT = 4, WIRE_CAN_DRAIN = 8,
+                       WIRE_CAN_TELL_START = 16 };   /* bits */
 
 struct wire_attempt { uint32_t client, router; };
 
@@ -229,6 +230,7 @@ struct wire_stream_ref {               /* NEED_HISTORY, RESEND, WRONG_OWNER, ACK
     uint64_t epoch;                    /* WRONG_OWNER */
     struct wire_span cache_id;         /* ACK */
     struct wire_span numerics_id;      /* ACK: 32 bytes or empty */
+    bool started;                      /* ACK: its computation begins */
 };
 
 struct wire_cancel {

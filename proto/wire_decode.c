@@ -268,6 +268,7 @@ enum status wire_convert(const ProtobufCMessage *from, struct wire_arena *arena,
         to->stream_ref.attempt = attempt(m->attempt);
         to->stream_ref.cache_id = span(m->cache_id);
         to->stream_ref.numerics_id = span(m->numerics_id);
+        to->stream_ref.started = m->started;
         return STATUS_OK;
     }
     case WIRE_SUPERSEDED: {

@@ -302,6 +302,7 @@ static size_t put_stream_ref(enum wire_kind kind, const struct wire_stream_ref *
         m.attempt = &a;
         m.cache_id = bytes(from->cache_id);
         m.numerics_id = bytes(from->numerics_id);
+        m.started = from->started;
         return put(kind, &m.base, out);
     }
     default: {

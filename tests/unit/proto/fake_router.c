@@ -11,7 +11,14 @@
 #include "common/hash.h"
 #include "common/loop.h"
 
+struct credit {
+    uint32_t stream;
+    uint64_t tokens;
+    struct credit *next;
+};
+
 struct session {
+    struct credit *credits;
     uint8_t id[WIRE_ID_BYTES];
     struct channel_peer control, data;
     uint64_t control_leases, data_leases;
@@ -91,8 +98,37 @@ static void on_hello(struct fake_router *router, bool control, const struct chan
         .lease_expiry_ms = router->config.lease_expiry_ms,
         .limits = router->config.limits,
         .state = WIRE_LIFE_READY,
+        .capabilities = router->config.capabilities,
     };
     send_to(channel, peer, &welcome);
+}
+
+static struct credit *find_credit(struct session *session, uint32_t stream)
+{
+    struct credit *credit;
+    LL_FOREACH(session->credits, credit)
+    if (credit->stream == stream)
+        return credit;
+    credit = calloc(1, sizeof *credit);
+    credit->stream = stream;
+    LL_PREPEND(session->credits, credit);
+    return credit;
+}
+
+/* Cumulative: a grant never shrinks. */
+static void note_credit(struct session *session, const struct wire_lease *lease)
+{
+    for (size_t i = 0; i < lease->credit_streams.size / 4; i++) {
+        struct credit *credit = find_credit(session, wire_u32_at(lease->credit_streams, i));
+        if (wire_u64_at(lease->credit_tokens, i) < credit->tokens)
+            fail_msg("the grant of stream %u shrank", credit->stream);
+        credit->tokens = wire_u64_at(lease->credit_tokens, i);
+    }
+}
+
+uint64_t fake_credit(struct fake_router *router, const struct fake_request *request)
+{
+    return find_credit(find_session(router, wire_span_of(request->session, WIRE_ID_BYTES)), request->stream)->tokens;
 }
 
 static void on_lease(struct fake_router *router, bool control, const struct channel_peer *peer,
@@ -101,6 +137,11 @@ static void on_lease(struct fake_router *router, bool control, const struct chan
     struct session *session = find_session(router, lease->session);
     uint64_t *number = control ? &session->control_leases : &session->data_leases;
     atomic_fetch_add(control ? &router->counts.leases_control : &router->counts.leases_data, 1);
+    if (control) {
+        note_credit(session, lease);
+        if (router->config.on_lease)
+            router->config.on_lease(router->config.user, router, lease);
+    }
     if (router->config.no_leases || (control ? router->config.no_control_leases : router->config.no_data_leases))
         return;
     struct wire_message answer = {.kind = WIRE_LEASE};
@@ -135,6 +176,16 @@ static void on_request(struct fake_router *router, const struct channel_peer *pe
     snprintf(request.conversation, sizeof request.conversation, "%.*s", (int)head->conversation.size,
              (const char *)head->conversation.data);
     snprintf(request.tenant, sizeof request.tenant, "%.*s", (int)head->tenant.size, (const char *)head->tenant.data);
+    memcpy(request.session, head->session.data, WIRE_ID_BYTES);
+    request.inexact_allowed = head->inexact_allowed;
+    request.resume_choices = (unsigned)(head->resume.counts.size / 4);
+    for (unsigned i = 0; i < request.resume_choices; i++)
+        request.resume_counts[i] = wire_u32_at(head->resume.counts, i);
+    request.resume_total = (uint32_t)(head->resume.ids.size / 4);
+    for (unsigned i = 0; i < request.resume_total && i < FAKE_RESUME_MAX; i++)
+        request.resume_ids[i] = wire_u32_at(head->resume.ids, i);
+    if (head->numerics_id.size > 0)
+        memcpy(request.numerics_id, head->numerics_id.data, sizeof request.numerics_id);
     request.data = *peer;
     request.control = session->control;
     if (router->config.on_request)
@@ -244,7 +295,12 @@ void fake_router_stop(struct fake_router **router_pointer)
     zmq_ctx_term(router->zmq_context);
     struct session *session, *next;
     LL_FOREACH_SAFE(router->sessions, session, next)
-    free(session);
+    {
+        struct credit *credit, *next_credit;
+        LL_FOREACH_SAFE(session->credits, credit, next_credit)
+        free(credit);
+        free(session);
+    }
     free(router);
     *router_pointer = NULL;
 }
@@ -252,6 +308,11 @@ void fake_router_stop(struct fake_router **router_pointer)
 void fake_router_freeze(struct fake_router *router)
 {
     atomic_store(&router->frozen, true);
+}
+
+void fake_router_thaw(struct fake_router *router)
+{
+    atomic_store(&router->frozen, false);
 }
 
 static void cut_control(void *user)
@@ -303,12 +364,20 @@ void fake_send_ref(struct fake_router *router, const struct fake_request *reques
     struct wire_message message = {.kind = kind};
     message.stream_ref = (struct wire_stream_ref){
         .request_id = wire_span_of(request->id, WIRE_ID_BYTES), .stream = request->stream, .attempt = request->attempt};
-    fake_send(router, request, kind == WIRE_ACK || kind == WIRE_SUPERSEDED, &message);
+    fake_send(router, request, kind == WIRE_SUPERSEDED, &message);
 }
 
 void fake_send_ack(struct fake_router *router, const struct fake_request *request)
 {
-    fake_send_ref(router, request, WIRE_ACK);
+    uint8_t numerics_id[32];
+    struct wire_message message = {.kind = WIRE_ACK};
+    memset(numerics_id, router->config.numerics, sizeof numerics_id);
+    message.stream_ref = (struct wire_stream_ref){
+        .request_id = wire_span_of(request->id, WIRE_ID_BYTES),
+        .stream = request->stream,
+        .attempt = request->attempt,
+        .numerics_id = wire_span_of(numerics_id, router->config.numerics ? sizeof numerics_id : 0)};
+    fake_send(router, request, true, &message);
 }
 
 void fake_send_row(struct fake_router *router, const struct fake_request *request, struct wire_tokens_row row)

@@ -171,8 +171,12 @@ struct wire_message wire_sample(enum wire_kind kind)
             .request_id = BYTES(id_a), .stream = 8, .attempt = {3, 4}, .owner = s("worker-2"), .epoch = 99};
         break;
     case WIRE_ACK:
-        m.stream_ref = (struct wire_stream_ref){
-            .request_id = BYTES(id_a), .stream = 8, .attempt = {3, 4}, .cache_id = BYTES(id_d), .numerics_id = BYTES(digest_b)};
+        m.stream_ref = (struct wire_stream_ref){.request_id = BYTES(id_a),
+                                                .stream = 8,
+                                                .attempt = {3, 4},
+                                                .cache_id = BYTES(id_d),
+                                                .numerics_id = BYTES(digest_b),
+                                                .started = true};
         break;
     case WIRE_SUPERSEDED: m.stream_ref = (struct wire_stream_ref){.request_id = BYTES(id_a), .attempt = {3, 4}}; break;
     case WIRE_CANCEL: m.cancel = (struct wire_cancel){BYTES(id_a), s("acme"), s("c1"), BYTES(id_b), {2, 3}}; break;
@@ -191,9 +195,17 @@ struct wire_message wire_sample(enum wire_kind kind)
     return m;
 }
 
-struct wire_message wire_sample_first(enum wire_kind kind)
+struct wire_message wire_sample_failover(enum wire_kind kind)
 {
     struct wire_message m = wire_sample(kind);
+    if (kind == WIRE_ACK)
+        m.stream_ref.started = false;
+    return m;
+}
+
+struct wire_message wire_sample_first(enum wire_kind kind)
+{
+    struct wire_message m = wire_sample_failover(kind);
     const struct wire_span none = {NULL, 0};
     if (kind == WIRE_BODY)
         m.body.sampling.token_logprobs = false;

@@ -272,7 +272,7 @@ static void check_kept_frame(const struct wire_message *sample, const char *pref
     free(b.data);
 }
 
-/* frames/v1_<kind>.bin, and frames/v1b_ and v1c_<kind>.bin of kinds that have grown since: written once by this program with
+/* frames/v1_<kind>.bin, and frames/v1b_, v1c_ and v1d_<kind>.bin of kinds that have grown since: written once by this program with
  * ROOST_WRITE_FRAMES=1, never changed afterwards. */
 static void test_kept_frames(void **state)
 {
@@ -285,9 +285,11 @@ static void test_kept_frames(void **state)
     static const enum wire_kind grown_again[] = {WIRE_HELLO, WIRE_WELCOME, WIRE_LEASE,        WIRE_HEAD,
                                                  WIRE_ACK,   WIRE_CANCEL,  WIRE_ATTACH_REPLY};
     for (size_t i = 0; i < sizeof grown_again / sizeof *grown_again; i++) {
-        struct wire_message sample = wire_sample(grown_again[i]);
+        struct wire_message sample = wire_sample_failover(grown_again[i]);
         check_kept_frame(&sample, "v1c");
     }
+    struct wire_message ack = wire_sample(WIRE_ACK);
+    check_kept_frame(&ack, "v1d");
     FOR_EACH_KIND(kind)
     {
         struct wire_message sample = wire_sample_first(kind);
