@@ -1,4 +1,4 @@
-/* directory.c - owns a link to Redis and the timer that renews the entry. Each renewal is one script, so that an entry
+/* directory.c - owns the timer that renews the entry. Each renewal is one script, so that an entry
  * without a time to live cannot be left behind by a connection that breaks in between. */
 #include "worker/server/directory.h"
 #include <hiredis/hiredis.h>
@@ -9,14 +9,20 @@
 #include "common/hash.h"
 #include "common/log.h"
 #include "common/loop.h"
+#include "common/redis_link.h"
 
-/* Answers the incarnation that was there before. */
+/* Answers the incarnation that was there before. What has another type is not ours, and would keep us out for ever. */
 static const char renew_script[] =
-    "local before = redis.call('HGET', KEYS[2], 'incarnation') "
+    "for i, kind in ipairs({'set', 'hash'}) do "
+    "local found = redis.call('TYPE', KEYS[i]).ok "
+    "if found ~= kind and found ~= 'none' then redis.call('UNLINK', KEYS[i]) end end "
+    "local before = '' "
+    "if redis.call('HSTRLEN', KEYS[2], 'incarnation') == 32 then before = redis.call('HGET', KEYS[2], 'incarnation') "
+    "end "
     "redis.call('HSET', KEYS[2], 'endpoint', ARGV[2], 'incarnation', ARGV[3], 'state', ARGV[4]) "
     "redis.call('PEXPIRE', KEYS[2], ARGV[5]) "
     "redis.call('SADD', KEYS[1], ARGV[1]) "
-    "return before or ''";
+    "return before";
 /* A worker that was started again under the same name has its own incarnation there: it stays. */
 static const char leave_script[] = "if redis.call('HGET', KEYS[2], 'incarnation') ~= ARGV[2] then return 0 end "
                                    "redis.call('DEL', KEYS[2]) "
@@ -24,7 +30,7 @@ static const char leave_script[] = "if redis.call('HGET', KEYS[2], 'incarnation'
                                    "return 1";
 
 struct directory {
-    struct redis_link *link;
+    struct redis_link *link; /* ref */
     struct loop_timer *timer;
     char *name, *endpoint, *key;
     char incarnation[HASH_HEX_SIZE(HASH_ID_BYTES)];
@@ -114,16 +120,9 @@ enum status directory_create(const struct directory_config *config, struct direc
         goto fail;
     }
     hash_hex(config->incarnation, HASH_ID_BYTES, directory->incarnation);
-    TRY_GOTO(redis_link_create(config->loop,
-                               &(struct redis_link_config){.address = config->redis_address,
-                                                           .user = config->redis_user,
-                                                           .password = config->redis_password,
-                                                           .database = config->redis_database,
-                                                           .on_state = on_link,
-                                                           .user_data = directory},
-                               &directory->link),
-             st, fail);
+    directory->link = config->link;
     TRY_GOTO(loop_timer_create(config->loop, DIRECTORY_RENEW_MS, true, renew, directory, &directory->timer), st, fail);
+    TRY_GOTO(redis_link_watch(config->link, on_link, directory), st, fail);
     *out = directory;
     return STATUS_OK;
 fail:
@@ -137,9 +136,6 @@ void directory_destroy(struct directory **directory_pointer)
     if (!directory)
         return;
     loop_timer_destroy(&directory->timer);
-    directory->troubled = true; /* closing answers what is pending: nothing to log */
-    if (directory->link)
-        redis_link_destroy(&directory->link);
     free(directory->name);
     free(directory->endpoint);
     free(directory->key);

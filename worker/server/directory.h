@@ -1,14 +1,15 @@
 /* directory.h - the worker's entry in Redis, where routers look for workers that are not in their configuration.
  * roost:workers is the set of names; roost:worker:NAME a hash {endpoint, incarnation, state} that lives DIRECTORY_TTL_MS and is
- * renewed every DIRECTORY_RENEW_MS. A hint: without Redis the worker serves those who know it. Loop thread only. */
+ * renewed every DIRECTORY_RENEW_MS. A hint: without Redis the worker serves those who know it. Borrows the link, which is destroyed
+ * first, for it answers what is open. Loop thread only. */
 #ifndef ROOST_WORKER_SERVER_DIRECTORY_H
 #define ROOST_WORKER_SERVER_DIRECTORY_H
 #include <stdint.h>
-#include "common/redis_link.h"
 #include "common/status.h"
 
 struct loop;
 struct directory;
+struct redis_link;
 
 #define DIRECTORY_TTL_MS 3000u
 #define DIRECTORY_RENEW_MS 1000u
@@ -16,8 +17,7 @@ struct directory;
 
 struct directory_config {              /* strings are copied */
     struct loop *loop;                 /* ref */
-    const char *redis_address, *redis_user, *redis_password;
-    uint32_t redis_database;
+    struct redis_link *link;           /* ref */
     const char *name, *endpoint;       /* of the control connection, as routers should use it */
     const uint8_t *incarnation;        /* 16 bytes */
 };

@@ -6,10 +6,13 @@
 #include <inttypes.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include "common/clock.h"
 #include "common/log.h"
 #include "common/loop.h"
+#include "common/probe.h"
 #include "worker/server/request.h"
 
 struct command {
@@ -35,6 +38,8 @@ struct engine_thread {
     const struct engine_info *info; /* I/O thread's; ref, owned by the engine */
     struct event_list step;         /* engine thread's: events of the running step */
     bool memory_out;                /* engine thread's: an event could not be copied */
+    /* Of the engine thread's turn with commands and a step; 0: it waits. Any thread reads it. */
+    _Atomic uint64_t turn_started_ms;
 
     /* shared */
     pthread_mutex_t mutex;
@@ -43,6 +48,7 @@ struct engine_thread {
     struct command *commands, **commands_last;
     uint32_t submits;
     struct event_list outbox;
+    struct engine_pressure pressure;
     bool posted;        /* a loop_post is on its way */
     bool failed_unsent; /* FAILED has to be made on the I/O side, for want of memory here */
     bool stop;
@@ -111,11 +117,6 @@ static void run_collect(struct engine_thread *thread, const struct engine_thread
     thread->step.bytes += size;
 }
 
-static void run_collect_job(void *user, const struct engine_event *event)
-{
-    run_collect(user, &(struct engine_thread_event){.kind = ENGINE_THREAD_JOB, .job = event->job, .event = *event});
-}
-
 static void run_collect_own(struct engine_thread *thread, enum engine_thread_event_kind kind, uint64_t job,
                             enum status st, uint32_t retry_after_ms)
 {
@@ -128,12 +129,14 @@ static void run_collect_own(struct engine_thread *thread, enum engine_thread_eve
 
 static void drain_outbox(void *user);
 
-/* Moves the events of this step to the outbox: one lock and at most one post. */
+/* Moves the events of this step so far to the outbox: one lock and at most one post. */
 static void run_publish(struct engine_thread *thread)
 {
     if (!thread->step.first && !thread->memory_out)
         return;
     pthread_mutex_lock(&thread->mutex);
+    if (thread->engine)
+        engine_pressure(thread->engine, &thread->pressure);
     if (thread->step.first) {
         *thread->outbox.last = thread->step.first;
         thread->outbox.last = thread->step.last;
@@ -146,6 +149,13 @@ static void run_publish(struct engine_thread *thread)
     if (!thread->posted)
         thread->posted = loop_post(thread->config.loop, drain_outbox, thread) == STATUS_OK;
     pthread_mutex_unlock(&thread->mutex);
+}
+
+static void run_collect_job(void *user, const struct engine_event *event)
+{
+    run_collect(user, &(struct engine_thread_event){.kind = ENGINE_THREAD_JOB, .job = event->job, .event = *event});
+    if (event->kind == ENGINE_STARTED)
+        run_publish(user); /* what the forward behind it does to this process, it does to this job's blame */
 }
 
 static void run_command(struct engine_thread *thread, struct command *command)
@@ -179,6 +189,21 @@ static bool run_take(struct engine_thread *thread, bool idle, struct command **o
     return go_on;
 }
 
+/* Places for test drivers: a step that has work, and one that takes up prompts from the queue. */
+static void run_probes(struct engine_thread *thread)
+{
+#ifdef ROOST_PROBES
+    struct engine_progress progress;
+    engine_progress(thread->engine, &progress);
+    if (progress.queued_requests + progress.running_requests > 0)
+        (void)PROBE("worker.step");
+    if (progress.queued_requests > 0)
+        (void)PROBE("worker.prefill");
+#else
+    (void)thread;
+#endif
+}
+
 static void free_commands(struct command *commands)
 {
     while (commands) {
@@ -194,16 +219,19 @@ static void run_serve(struct engine_thread *thread)
     struct command *commands;
     bool idle = false;
     while (run_take(thread, idle, &commands)) {
+        atomic_store_explicit(&thread->turn_started_ms, clock_now_ms(), memory_order_relaxed);
         while (commands) {
             struct command *command = commands;
             commands = command->next;
             run_command(thread, command);
         }
         run_publish(thread); /* accepted or refused: known before the step, which may be long */
+        run_probes(thread);
         idle = !engine_step(thread->engine, run_collect_job, thread);
         run_publish(thread);
         if (thread->memory_out)
             return; /* an event is lost: jobs would hang, so the process has to end */
+        atomic_store_explicit(&thread->turn_started_ms, 0, memory_order_relaxed);
     }
     free_commands(commands);
 }
@@ -382,11 +410,23 @@ const struct engine_info *engine_thread_info(const struct engine_thread *thread)
     return thread->info;
 }
 
+void engine_thread_pressure(struct engine_thread *thread, struct engine_pressure *out)
+{
+    pthread_mutex_lock(&thread->mutex);
+    *out = thread->pressure;
+    pthread_mutex_unlock(&thread->mutex);
+}
+
 void engine_thread_progress(struct engine_thread *thread, struct engine_progress *out)
 {
     memset(out, 0, sizeof *out);
-    if (thread->info)
-        engine_progress(thread->engine, out);
+    if (!thread->info)
+        return;
+    engine_progress(thread->engine, out);
+    /* A thread that hangs between two steps is as hung as one that hangs within. */
+    uint64_t turn_ms = atomic_load_explicit(&thread->turn_started_ms, memory_order_relaxed);
+    if (turn_ms > 0)
+        out->step_started_ms = turn_ms;
 }
 
 uint32_t engine_thread_submits(struct engine_thread *thread)

@@ -2,7 +2,8 @@
  *
  *     I/O thread                                  engine thread
  *     engine_thread_submit, _cancel  -- commands -->  engine_submit, engine_cancel, engine_step
- *     on_event, in the loop's turn   <-- outbox ----  events of one step, copied, one loop_post for as many as wait
+ *     on_event, in the loop's turn   <-- outbox ----  events of one step, copied, one loop_post for as many as wait;
+ *                                                     ENGINE_STARTED before the step goes on
  *
  * Owns the engine, the thread and both queues. Always true:
  *   1. commands run in order, so a cancel never overtakes its submit;
@@ -62,6 +63,7 @@ enum status engine_thread_cancel(struct engine_thread *thread, uint64_t job);
 
 const struct engine_info *engine_thread_info(const struct engine_thread *thread);   /* NULL before READY */
 void engine_thread_progress(struct engine_thread *thread, struct engine_progress *out);   /* zeros before READY */
+void engine_thread_pressure(struct engine_thread *thread, struct engine_pressure *out);   /* as of the last step with an event */
 uint32_t engine_thread_submits(struct engine_thread *thread);    /* waiting in the queue now */
 /* Hands out waiting events now; also for when a loop_post failed without memory. */
 void engine_thread_poll(struct engine_thread *thread);

@@ -20,23 +20,33 @@
 #include "common/hash.h"
 #include "common/log.h"
 #include "common/loop.h"
+#include "common/operator_port.h"
+#include "common/probe.h"
+#include "common/redis_link.h"
+#include "common/redis_sentinel.h"
+#include "common/redis_settings.h"
 #include "proto/wire.h"
+#include "worker/engine/backend/backend_simulate.h"
+#include "worker/server/conversations.h"
 #include "worker/server/directory.h"
+#include "worker/server/operator.h"
 #include "worker/server/server.h"
 
-#define CONNECTIONS_EXPECTED 256u /* two for each of 128 routers */
-#define PASSWORD_MAX         512
+#define CONNECTIONS_EXPECTED 256u  /* two for each of 128 routers */
+#define CONNECTIONS_MAX      2048u /* of as many as the server keeps sessions of */
 #define CHUNK_TOKENS_MAX     4096
 #define THREADS_MAX          64 /* of the backend */
 #define THREADS_DEFAULT_MAX  16 /* beyond, memory is what a step of a small batch waits for */
 
 struct settings {
-    char *name, *listen_control, *listen_data, *advertise, *model;
+    char *name, *listen_control, *listen_data, *listen_operator, *advertise, *model, *simulate;
     uint64_t kv_mebibytes, kv_host_mebibytes, rewind_tokens, snapshots_max;
     uint64_t chunk_tokens, batch_tokens, sequences_max, step_ms_max, threads, queue_requests_max;
-    char *redis_address, *redis_user, *redis_password_file;
+    char *redis_address, *redis_user, *redis_password_file, *redis_sentinel_master;
+    struct config_list redis_sentinels;
     uint64_t redis_database;
-    uint64_t lease_ms, drain_deadline_ms;
+    bool redis_tls;
+    uint64_t lease_ms, orphan_ms, keep_finished_ms, keep_finished_mebibytes, drain_deadline_ms;
     bool allow_remote;
     char *log_level, *log_format, *ready_file;
 };
@@ -63,14 +73,26 @@ static const struct config_field fields[] = {
      .type = CONFIG_BOOL,
      .default_value = "false",
      .help = "allow listening beyond loopback: anyone who reaches the port may use the worker, there are no keys yet"},
+    {.key = FIELD(listen_operator),
+     .type = CONFIG_STRING,
+     .max = 63,
+     .help = "IP:PORT of the HTTP port for operators: health, metrics, draining; port 0 takes a free one; empty: none"},
     {.key = FIELD(model), .type = CONFIG_STRING, .help = "model directory (required)"},
+    {.key = FIELD(simulate),
+     .type = CONFIG_STRING,
+     .help =
+         "compute nothing, only take the time: fast or gpu, then overrides as in "
+         "fast,step_us=2000,prefill_us=20,decode_us=50,"
+         "context=8192,kv_tokens=65536,reply=200,seed=7,poison=4000; of model only config.json and tokenizer.model are "
+         "read. For tests of many workers on one machine; empty: off"},
     {.key = FIELD(kv_mebibytes),
      .type = CONFIG_UINT,
      .default_value = "512",
      .min = 1,
      .max = 1u << 24,
-     .help = "memory in MiB for the KV cache that computes (device tier); more keeps and runs more conversations. What a "
-             "conversation takes: roost model describe"},
+     .help =
+         "memory in MiB for the KV cache that computes (device tier); more keeps and runs more conversations. What a "
+         "conversation takes: roost model describe"},
     {.key = FIELD(kv_host_mebibytes),
      .type = CONFIG_UINT,
      .default_value = "0",
@@ -81,8 +103,9 @@ static const struct config_field fields[] = {
      .type = CONFIG_UINT,
      .default_value = "1024",
      .max = 65536,
-     .help = "tokens of each conversation's end in which any edit or retry resumes at once; more costs memory on models "
-             "with a window"},
+     .help =
+         "tokens of each conversation's end in which any edit or retry resumes at once; more costs memory on models "
+         "with a window"},
     {.key = FIELD(snapshots_max),
      .type = CONFIG_UINT,
      .default_value = "8",
@@ -124,7 +147,21 @@ static const struct config_field fields[] = {
      .help = "requests that may wait; more are refused with a wait hint"},
     {.key = FIELD(redis_address),
      .type = CONFIG_STRING,
-     .help = "host:port or socket path of Redis, numeric; empty: not registered in the directory"},
+     .help =
+         "host:port or socket path of Redis, numeric; empty, and no redis_sentinels: not registered in the directory"},
+    {.key = FIELD(redis_sentinels),
+     .type = CONFIG_LIST,
+     .max = REDIS_SENTINELS_MAX,
+     .help = "addresses of Redis Sentinels, numeric; they are asked where the master is, and redis_address is not "
+             "looked at"},
+    {.key = FIELD(redis_sentinel_master),
+     .type = CONFIG_STRING,
+     .max = 128,
+     .help = "the name by which the sentinels know the master"},
+    {.key = FIELD(redis_tls),
+     .type = CONFIG_BOOL,
+     .default_value = "false",
+     .help = "speak TLS to Redis; needs a build with a Redis library that has it, otherwise a TLS proxy on this host"},
     {.key = FIELD(redis_user), .type = CONFIG_STRING, .help = "Redis user; empty: the default one"},
     {.key = FIELD(redis_password_file),
      .type = CONFIG_STRING,
@@ -140,6 +177,24 @@ static const struct config_field fields[] = {
      .min = 10,
      .max = 60000,
      .help = "interval of the leases to routers; shorter finds failures sooner"},
+    {.key = FIELD(orphan_ms),
+     .type = CONFIG_UINT,
+     .default_value = "10000",
+     .min = 1,
+     .max = 600000,
+     .help = "how long requests run on whose router was silent for 5 s, so that another router can take them over"},
+    {.key = FIELD(keep_finished_ms),
+     .type = CONFIG_UINT,
+     .default_value = "60000",
+     .min = 1,
+     .max = 3600000,
+     .help = "how long a finished reply is kept for a repeat of its request after the router has seen it"},
+    {.key = FIELD(keep_finished_mebibytes),
+     .type = CONFIG_UINT,
+     .default_value = "64",
+     .min = 1,
+     .max = 1u << 20,
+     .help = "memory in MiB for finished replies; over it the oldest go first"},
     {.key = FIELD(drain_deadline_ms),
      .type = CONFIG_UINT,
      .default_value = "30000",
@@ -197,6 +252,15 @@ static enum status check_endpoint(const char *key, const char *endpoint, bool al
     return STATUS_OK;
 }
 
+static struct redis_settings redis_of(const struct settings *settings)
+{
+    return (struct redis_settings){.address = settings->redis_address,
+                                   .sentinels = (const char *const *)settings->redis_sentinels.items,
+                                   .sentinel_count = (unsigned)settings->redis_sentinels.count,
+                                   .sentinel_master = settings->redis_sentinel_master,
+                                   .tls = settings->redis_tls};
+}
+
 static enum status check_settings(const void *given_settings)
 {
     const struct settings *settings = given_settings;
@@ -207,12 +271,25 @@ static enum status check_settings(const void *given_settings)
                            WIRE_NAME_MAX);
     if (!given(settings->model))
         return STATUS_FAIL(STATUS_INVALID, "model: missing, a model directory is needed (--model DIR)");
+    if (given(settings->simulate)) {
+        struct simulate_profile profile;
+        TRY(simulate_profile_parse(settings->simulate, &profile));
+    }
     if (settings->batch_tokens != 0 && settings->batch_tokens < settings->chunk_tokens)
-        return STATUS_FAIL(STATUS_INVALID, "batch_tokens: %" PRIu64 " is under chunk_tokens, %" PRIu64 ": raise it, or 0",
+        return STATUS_FAIL(STATUS_INVALID,
+                           "batch_tokens: %" PRIu64 " is under chunk_tokens, %" PRIu64 ": raise it, or 0",
                            settings->batch_tokens, settings->chunk_tokens);
     TRY(check_endpoint("listen_control", settings->listen_control, settings->allow_remote));
     TRY(check_endpoint("listen_data", settings->listen_data, settings->allow_remote));
-    if (given(settings->redis_address) && !given(settings->advertise) && endpoint_is_wildcard(settings->listen_control))
+    if (given(settings->listen_operator) &&
+        operator_address_check(settings->listen_operator, settings->allow_remote) != STATUS_OK) {
+        char why[256];
+        snprintf(why, sizeof why, "%s", status_detail());
+        return STATUS_FAIL(STATUS_INVALID, "listen_operator: %s", why);
+    }
+    struct redis_settings redis = redis_of(settings);
+    TRY(redis_settings_check(&redis));
+    if (redis_settings_given(&redis) && !given(settings->advertise) && endpoint_is_wildcard(settings->listen_control))
         return STATUS_FAIL(STATUS_INVALID, "advertise: missing, %s is not an address that routers could use",
                            settings->listen_control);
     return STATUS_OK;
@@ -229,30 +306,9 @@ static const struct config_program program = {
 
 /* ---- files ---- */
 
-static enum status read_password(const char *path, char out[PASSWORD_MAX])
-{
-    struct stat info;
-    out[0] = '\0';
-    if (!given(path))
-        return STATUS_OK;
-    FILE *file = fopen(path, "re");
-    if (!file)
-        return STATUS_FAIL(STATUS_IO, "redis_password_file %s: %s", path, strerror(errno));
-    enum status st = STATUS_OK;
-    if (fstat(fileno(file), &info) != 0 || !S_ISREG(info.st_mode))
-        st = STATUS_FAIL(STATUS_INVALID, "redis_password_file %s: not a regular file", path);
-    else if (info.st_mode & (S_IROTH | S_IWOTH))
-        st = STATUS_FAIL(STATUS_INVALID, "redis_password_file %s: everybody can read or write it: chmod 600", path);
-    else if (!fgets(out, PASSWORD_MAX, file))
-        st = STATUS_FAIL(STATUS_INVALID, "redis_password_file %s: empty", path);
-    else
-        out[strcspn(out, "\r\n")] = '\0';
-    fclose(file);
-    return st;
-}
-
 /* Written beside and renamed, so that who waits for it never reads half of it. */
-static enum status write_ready_file(const char *path, const char *name, const struct server *server)
+static enum status write_ready_file(const char *path, const char *name, const struct server *server,
+                                    const struct operator* operator)
 {
     char incarnation[HASH_HEX_SIZE(HASH_ID_BYTES)], *beside = NULL;
     enum status st = STATUS_OK;
@@ -260,6 +316,8 @@ static enum status write_ready_file(const char *path, const char *name, const st
     json_t *json =
         json_pack("{s:s, s:i, s:s, s:s, s:s}", "name", name, "pid", (int)getpid(), "control",
                   server_control_endpoint(server), "data", server_data_endpoint(server), "incarnation", incarnation);
+    if (json && operator)
+        (void)json_object_set_new(json, "operator", json_string(operator_address(operator)));
     if (!json || asprintf(&beside, "%s.%d", path, (int)getpid()) < 0) {
         json_decref(json);
         return STATUS_FAIL(STATUS_NO_MEMORY, "no memory for the ready file");
@@ -277,11 +335,15 @@ static enum status write_ready_file(const char *path, const char *name, const st
 
 struct worker {
     struct settings settings;
+    struct simulate_profile profile; /* with the setting simulate */
     struct loop *loop;
     void *zmq_context;
+    struct redis_link *redis; /* NULL: none was asked for */
+    struct conversations *conversations;
     struct server *server;
+    struct operator* operator; /* NULL: no operator port */
     struct directory *directory;
-    char password[PASSWORD_MAX];
+    char password[REDIS_PASSWORD_MAX];
     bool ready_written;
     bool signalled;
     int exit_code;
@@ -305,6 +367,11 @@ static void log_capacity(const struct worker *worker)
 {
     const struct settings *settings = &worker->settings;
     const struct engine_info *info = server_engine_info(worker->server);
+    if (given(settings->simulate)) {
+        LOG_INFO("KV: simulated, %" PRIu64 " tokens: %" PRIu64 " conversations of %" PRIu32, info->kv_tokens_max,
+                 info->kv_tokens_max / info->context_tokens_max, info->context_tokens_max);
+        return;
+    }
     LOG_INFO("KV: %" PRIu64 " MiB and %" PRIu64 " MiB of host memory keep %" PRIu64 " tokens: %" PRIu64
              " conversations of %" PRIu32 "; %" PRIu32 " bytes a token inside the window",
              settings->kv_mebibytes, settings->kv_host_mebibytes, info->kv_tokens_max,
@@ -317,13 +384,10 @@ static void on_ready(struct worker *worker)
     log_capacity(worker);
     LOG_INFO("ready: %s serves %s at %s and %s", settings->name, server_model_name(worker->server),
              server_control_endpoint(worker->server), server_data_endpoint(worker->server));
-    if (given(settings->redis_address)) {
+    if (worker->redis && !worker->directory) {
         struct directory_config config = {
             .loop = worker->loop,
-            .redis_address = settings->redis_address,
-            .redis_user = settings->redis_user,
-            .redis_password = worker->password,
-            .redis_database = (uint32_t)settings->redis_database,
+            .link = worker->redis,
             .name = settings->name,
             .endpoint = given(settings->advertise) ? settings->advertise : server_control_endpoint(worker->server),
             .incarnation = server_incarnation(worker->server),
@@ -332,10 +396,12 @@ static void on_ready(struct worker *worker)
             fail(worker);
             return;
         }
-        directory_set_state(worker->directory, "ready");
     }
+    if (worker->directory)
+        directory_set_state(worker->directory, "ready");
+    conversations_set_draining(worker->conversations, false);
     if (given(settings->ready_file)) {
-        if (write_ready_file(settings->ready_file, settings->name, worker->server) != STATUS_OK) {
+        if (write_ready_file(settings->ready_file, settings->name, worker->server, worker->operator) != STATUS_OK) {
             fail(worker);
             return;
         }
@@ -351,6 +417,7 @@ static void on_state(void *user, enum wire_life state, enum status st)
     case WIRE_LIFE_DRAINING:
         if (worker->directory)
             directory_set_state(worker->directory, "draining");
+        conversations_set_draining(worker->conversations, true);
         break;
     case WIRE_LIFE_GONE:
         if (st != STATUS_OK)
@@ -362,6 +429,12 @@ static void on_state(void *user, enum wire_life state, enum status st)
         break;
     default: break;
     }
+}
+
+static void on_turn(void *user, const uint8_t *placement, uint64_t epoch, uint32_t tokens)
+{
+    struct worker *worker = user;
+    conversations_note(worker->conversations, placement, epoch, tokens);
 }
 
 static void remove_ready_file(struct worker *worker)
@@ -393,16 +466,52 @@ static uint32_t threads_of(const struct settings *settings)
     return count < 1 ? 1 : count > THREADS_DEFAULT_MAX ? THREADS_DEFAULT_MAX : (uint32_t)count;
 }
 
+static enum status connect_redis(struct worker *worker)
+{
+    const struct settings *settings = &worker->settings;
+    struct redis_settings redis = redis_of(settings);
+    if (!redis_settings_given(&redis))
+        return STATUS_OK;
+    struct redis_link_config link = {.address = redis.address,
+                                     .sentinels = redis.sentinels,
+                                     .sentinel_count = redis.sentinel_count,
+                                     .sentinel_master = redis.sentinel_master,
+                                     .user = settings->redis_user,
+                                     .password = worker->password,
+                                     .database = (uint32_t)settings->redis_database};
+    struct conversations_config conversations = {.loop = worker->loop, .owner = settings->name};
+    TRY(redis_link_create(worker->loop, &link, &worker->redis));
+    conversations.link = worker->redis;
+    return conversations_create(&conversations, &worker->conversations);
+}
+
+/* Descriptors, two for each router: less than a small fleet takes is an error at start, less than all that could come
+ * is only said. */
+static void say_descriptors(void)
+{
+    unsigned left = channel_descriptors_left();
+    if (left < CONNECTIONS_MAX)
+        LOG_WARN(
+            "the limit on open files leaves room for %u routers (2 connections each), and %u may come, which take %u: "
+            "raise it (LimitNOFILE= in the unit file, or ulimit -n) before the fleet grows there",
+            left / 2, CONNECTIONS_MAX / 2, CONNECTIONS_MAX);
+}
+
 static enum status start(struct worker *worker)
 {
     const struct settings *settings = &worker->settings;
     TRY(hash_setup());
     TRY(channel_check_descriptors(CONNECTIONS_EXPECTED));
-    TRY(read_password(settings->redis_password_file, worker->password));
+    TRY(redis_settings_password(settings->redis_password_file, worker->password));
     TRY(loop_create(&worker->loop));
     worker->zmq_context = zmq_ctx_new();
     if (!worker->zmq_context)
         return STATUS_FAIL(STATUS_IO, "ZeroMQ cannot start: %s", zmq_strerror(errno));
+    if (given(settings->simulate)) {
+        TRY(simulate_profile_parse(settings->simulate, &worker->profile));
+        LOG_WARN("simulate: %s: replies are made up, and take the time that the profile says", settings->simulate);
+    }
+    TRY(connect_redis(worker));
     struct server_config config = {
         .loop = worker->loop,
         .zmq_context = worker->zmq_context,
@@ -412,6 +521,7 @@ static enum status start(struct worker *worker)
         .engine = {.model_dir = settings->model,
                    .kv_bytes = settings->kv_mebibytes << 20,
                    .kv_host_bytes = settings->kv_host_mebibytes << 20,
+                   .simulate = given(settings->simulate) ? &worker->profile : NULL,
                    .rewind_tokens = (uint32_t)settings->rewind_tokens,
                    .snapshots_max = (uint32_t)settings->snapshots_max,
                    .chunk_tokens = (uint32_t)settings->chunk_tokens,
@@ -421,11 +531,26 @@ static enum status start(struct worker *worker)
                    .threads = threads_of(settings),
                    .queue_requests_max = (uint32_t)settings->queue_requests_max},
         .lease_ms = (uint32_t)settings->lease_ms,
+        .orphan_ms = (uint32_t)settings->orphan_ms,
+        .keep_finished_ms = (uint32_t)settings->keep_finished_ms,
+        .keep_finished_bytes = settings->keep_finished_mebibytes << 20,
         .drain_deadline_ms = (uint32_t)settings->drain_deadline_ms,
         .on_state = on_state,
+        .on_turn = on_turn,
         .user = worker,
     };
     TRY(server_create(&config, &worker->server));
+    if (given(settings->listen_operator)) {
+        struct operator_config operators = {.loop = worker->loop,
+                                            .server = worker->server,
+                                            .redis = worker->redis,
+                                            .conversations = worker->conversations,
+                                            .simulated = given(settings->simulate),
+                                            .address = settings->listen_operator};
+        TRY(operator_create(&operators, &worker->operator));
+        LOG_INFO("operators: http://%s", operator_address(worker->operator));
+    }
+    say_descriptors();
     TRY(loop_on_signal(worker->loop, SIGTERM, on_signal, worker));
     return loop_on_signal(worker->loop, SIGINT, on_signal, worker);
 }
@@ -433,8 +558,11 @@ static enum status start(struct worker *worker)
 static void stop(struct worker *worker)
 {
     remove_ready_file(worker);
-    directory_destroy(&worker->directory);
+    operator_destroy(&worker->operator);
     server_destroy(&worker->server);
+    redis_link_destroy(&worker->redis); /* answers what directory and conversations have open */
+    directory_destroy(&worker->directory);
+    conversations_destroy(&worker->conversations);
     if (worker->loop)
         loop_destroy(&worker->loop);
     if (worker->zmq_context)
@@ -454,7 +582,7 @@ int main(int argc, char **argv)
     (void)log_format_parse(worker.settings.log_format, &log.format);
     log_setup(&log);
     signal(SIGPIPE, SIG_IGN);
-    if (start(&worker) != STATUS_OK || loop_run(worker.loop) != STATUS_OK) {
+    if (probe_init() != STATUS_OK || start(&worker) != STATUS_OK || loop_run(worker.loop) != STATUS_OK) {
         LOG_ERROR("%s", status_detail());
         worker.exit_code = 1;
     }

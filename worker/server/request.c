@@ -30,14 +30,6 @@ enum wire_error_code refusal_code(enum status st, enum wire_error_code limit)
     }
 }
 
-/* The first field that asks for something this version does not do; NULL if none. */
-static const char *unsupported_field(const struct wire_head *head, const struct wire_body *body)
-{
-    if (head->resume.counts.size > 0 || head->resume.ids.size > 0)
-        return "resume";
-    return body->history.size > 0 ? "history" : NULL;
-}
-
 static enum status check_head(const struct wire_head *head, size_t body_size, struct refusal *refusal)
 {
     if (body_size > wire_frame_bytes_max(WIRE_BODY)) {
@@ -92,11 +84,31 @@ static const uint32_t *take_column(struct wire_span column, uint32_t **at, uint3
     return *count ? values : NULL;
 }
 
-static enum status take_ids(struct request *request, const struct wire_body *body)
+/* What the body and the head ask for agrees, and is built. */
+static enum status check_request(const struct wire_head *head, const struct wire_body *body, struct refusal *refusal)
 {
+    size_t counts = head->resume.counts.size / sizeof(uint32_t);
+    if (body->history.size > 0) {
+        refusal_set(refusal, WIRE_ERROR_UNSUPPORTED, "history is not supported by this worker yet");
+        return STATUS_UNSUPPORTED;
+    }
+    if (counts > 0 && counts != body->sampling.choices) {
+        refusal_set(refusal, WIRE_ERROR_INVALID, "resume.counts: %zu counts for %u choices", counts,
+                    body->sampling.choices);
+        return STATUS_INVALID;
+    }
+    return STATUS_OK;
+}
+
+static enum status take_ids(struct request *request, const struct wire_head *head, const struct wire_body *body)
+{
+    static const struct wire_resume none;
+    const struct wire_resume *resume = head->resume.ids.size ? &head->resume : &none;
     const struct wire_sampling *sampling = &body->sampling;
     struct engine_request *engine = &request->engine;
-    size_t size = body->prompt_ids.size + sampling->stop_ids.size + sampling->bias_ids.size;
+    size_t size = body->prompt_ids.size + sampling->stop_ids.size + sampling->bias_ids.size + resume->counts.size +
+                  resume->ids.size;
+    uint32_t count;
     if (size == 0)
         return STATUS_OK;
     uint32_t *at = request->ids = malloc(size);
@@ -105,6 +117,8 @@ static enum status take_ids(struct request *request, const struct wire_body *bod
     engine->prompt_ids = take_column(body->prompt_ids, &at, &engine->prompt_id_count);
     engine->stop_ids = take_column(sampling->stop_ids, &at, &engine->stop_id_count);
     engine->sampling.bias_ids = take_column(sampling->bias_ids, &at, &engine->sampling.bias_count);
+    engine->resume_counts = take_column(resume->counts, &at, &count);
+    engine->resume_ids = take_column(resume->ids, &at, &count);
     return STATUS_OK;
 }
 
@@ -164,10 +178,11 @@ static void take_head(struct request *request, const struct wire_head *head, uin
     engine->seed = head->seed;
     engine->seed_given = head->seed_given;
     engine->priority = head->priority;
+    engine->apart = head->loss_count > 0;
     engine->deadline_ms = now_ms + (head->deadline_ms ? head->deadline_ms : WIRE_DEADLINE_MS_DEFAULT);
 }
 
-static enum status take_body(struct request *request)
+static enum status take_body(struct request *request, const struct wire_head *head)
 {
     const struct wire_body *body = &request->body.body;
     struct engine_request *engine = &request->engine;
@@ -175,7 +190,7 @@ static enum status take_body(struct request *request)
     engine->reply_name_size = body->reply_name.size;
     engine->truncate = body->truncate;
     TRY(take_sampling(request, &body->sampling));
-    TRY(take_ids(request, body));
+    TRY(take_ids(request, head, body));
     return body->message_count ? take_messages(request, body) : STATUS_OK;
 }
 
@@ -192,7 +207,6 @@ enum status request_create(const struct wire_head *head, zmq_msg_t *body_frame, 
     /* Decoded where it stays: ZeroMQ keeps small messages inside zmq_msg_t, so spans must point into the final one. */
     zmq_msg_move(&request->frame, body_frame);
     enum wire_kind kind;
-    const char *field;
     enum status st = wire_peek(zmq_msg_data(&request->frame), zmq_msg_size(&request->frame), &kind, NULL);
     if (st == STATUS_OK && kind != WIRE_BODY)
         st = STATUS_FAIL(STATUS_INVALID, "the second frame of a request is a body, not %s", wire_kind_name(kind));
@@ -202,13 +216,10 @@ enum status request_create(const struct wire_head *head, zmq_msg_t *body_frame, 
         refusal_set(refusal, refusal_code(st, WIRE_ERROR_TOO_LARGE), "body: %s", status_detail());
         goto fail;
     }
-    if ((field = unsupported_field(head, &request->body.body))) {
-        refusal_set(refusal, WIRE_ERROR_UNSUPPORTED, "%s is not supported by this worker yet", field);
-        st = STATUS_UNSUPPORTED;
+    if ((st = check_request(head, &request->body.body, refusal)) != STATUS_OK)
         goto fail;
-    }
     take_head(request, head, now_ms);
-    if ((st = take_body(request)) != STATUS_OK) {
+    if ((st = take_body(request, head)) != STATUS_OK) {
         refusal_set(refusal, WIRE_ERROR_OVER_CAPACITY, "no memory for the request");
         goto fail;
     }

@@ -13,7 +13,8 @@ struct request {
     zmq_msg_t frame;                     /* owned: the body's bytes */
     struct wire_message body;            /* owned: points into frame */
     struct engine_message *messages;     /* owned; NULL with prompt ids */
-    uint32_t *ids;                       /* owned: prompt ids, stop ids and ids with a bias, one after the other; NULL: none */
+    uint32_t *ids;                       /* owned: prompt ids, stop ids, ids with a bias, counts and ids of a resume, one after the
+                                            other; NULL: none */
     float *bias_values;                  /* owned; NULL: none */
     const char *stops[WIRE_STOPS_MAX];   /* into body */
     size_t stop_sizes[WIRE_STOPS_MAX];
@@ -34,7 +35,7 @@ void refusal_set(struct refusal *refusal, enum wire_error_code code, const char 
 enum wire_error_code refusal_code(enum status st, enum wire_error_code limit);
 
 /* Decodes and checks the body and what the head asks of the engine; names the first thing that is wrong or not built. What depends on
- * the model (ids, lengths) engine_submit checks.
+ * the model (ids, lengths) engine_submit checks. A resume has a count for each choice; one without ids is none.
  * Moves the content of body_frame into *out on success (which the caller then owns); leaves it alone on a refusal.
  * now_ms is clock_now_ms: the deadline counts from it. */
 enum status request_create(const struct wire_head *head, zmq_msg_t *body_frame, uint64_t now_ms,

@@ -1,15 +1,16 @@
 /* server.c - owns the two channels, the timers and the engine thread; takes frames apart and hands them on. I/O thread
  * only.
  *
- *   on_control, on_data --> on_frames --> on_hello, on_lease      session.c
- *                               |-------> stream_on_cancel        stream.c
- *                               +-------> on_request -----------> stream_on_request
+ *   on_control, on_data --> on_frames --> on_hello, on_lease        session.c
+ *                               |-------> stream_on_cancel, _attach stream_keep.c
+ *                               |-------> drain_on_request          drain.c
+ *                               +-------> on_request -------------> stream_on_request, stream_take.c
  *   on_engine (posted work) --> stream_on_engine
  *   on_turn_end (hook) -------> session_flush for each dirty session, then the progress of a drain
  *   on_lease_timer -----------> leases out, expiry
  *
- *   STARTING --READY--> READY --server_drain--> DRAINING --all answered and seen, or deadline--> GONE (on_state)
- *       +------------------- engine failed ------------------------------------------------------^ */
+ *   STARTING --READY--> READY <--> DRAINING, SAFE_TO_DELETE (drain.c) --> GONE (on_state)
+ *       +------------------- engine failed ---------------------------------^ */
 #include "worker/server/server_internal.h"
 #include <assert.h>
 #include <stdio.h>
@@ -18,13 +19,18 @@
 #include "common/clock.h"
 #include "common/log.h"
 #include "common/loop.h"
+#include "common/probe.h"
 #include "worker/server/server.h"
 
 #define LEASE_EXPIRY_MS          5000u
+#define ORPHAN_MS                10000u
+#define KEEP_FINISHED_MS         60000u
+#define KEEP_FINISHED_BYTES      (64ull << 20)
 #define SLOW_READER_MS           5000u
+#define CREDIT_WAIT_MS           30000u
 #define CANCEL_MEMORY_MS         30000u
+#define CAPABILITIES             (WIRE_CAN_RESUME | WIRE_CAN_ATTACH | WIRE_CAN_CREDIT | WIRE_CAN_DRAIN | WIRE_CAN_TELL_START)
 #define SEQUENCES_MAX            64u          /* the engine's own default */
-#define FLUSH_MS_MAX             1000u        /* drain: how long to wait for routers to have seen everything */
 #define CONTROL_FRAME_BYTES      (512u << 10) /* leases reach 256 KiB */
 #define CONTROL_RECEIVE_MESSAGES 1000
 #define DATA_RECEIVE_MESSAGES    8          /* times 2 MiB: what may wait in ZeroMQ for one router */
@@ -46,9 +52,8 @@ enum status server_send(struct server *server, enum link link, const struct chan
     return st;
 }
 
-/* About the connection, not about a request. */
-static void send_connection_error(struct server *server, enum link link, const struct channel_peer *peer,
-                                  enum wire_error_code code, const char *detail)
+void server_send_error(struct server *server, enum link link, const struct channel_peer *peer,
+                       enum wire_error_code code, const char *detail)
 {
     struct refusal refusal;
     struct wire_message message = {.kind = WIRE_ERROR};
@@ -65,18 +70,19 @@ static void send_connection_error(struct server *server, enum link link, const s
 static void malformed(struct server *server, enum link link, const struct channel_peer *peer, enum status st,
                       enum wire_kind kind)
 {
-    server->malformed++;
+    server->stats.malformed++;
     if (kind == WIRE_ERROR || !peer_may_be_told(server, link, peer))
         return;
     LOG_WARN("malformed frame on the %s connection (%llu so far): %s", link == LINK_CONTROL ? "control" : "data",
-             (unsigned long long)server->malformed, status_detail());
+             (unsigned long long)server->stats.malformed, status_detail());
     enum wire_error_code code = st == STATUS_UNSUPPORTED ? WIRE_ERROR_UNSUPPORTED
                                 : st == STATUS_LIMIT     ? WIRE_ERROR_TOO_LARGE
                                                          : WIRE_ERROR_INVALID;
-    send_connection_error(server, link, peer, code, status_detail());
+    server_send_error(server, link, peer, code, status_detail());
 }
 
-static void send_welcome(struct server *server, enum link link, const struct channel_peer *peer)
+static void send_welcome(struct server *server, const struct session *session, enum link link,
+                         const struct channel_peer *peer)
 {
     struct wire_message message = {.kind = WIRE_WELCOME};
     struct wire_welcome *welcome = &message.welcome;
@@ -92,10 +98,11 @@ static void send_welcome(struct server *server, enum link link, const struct cha
         .head_bytes_max = WIRE_HEAD_BYTES_MAX,
         .unacknowledged_bytes_max = GRANT_BYTES,
         .streams_max = streams_max(server),
-        .stream_credit_tokens = 0,
+        .stream_credit_tokens = session->capabilities & WIRE_CAN_CREDIT ? STREAM_WINDOW_TOKENS : 0,
         .messages_max = WIRE_MESSAGES_MAX,
     };
     welcome->state = server->state;
+    welcome->capabilities = CAPABILITIES;
     if (server->info) {
         welcome->limits.prompt_tokens_max = server->info->context_tokens_max;
         welcome->model = wire_span_str(server->info->model_name);
@@ -106,40 +113,67 @@ static void send_welcome(struct server *server, enum link link, const struct cha
     (void)server_send(server, link, peer, &message); /* a router that hears nothing says HELLO again */
 }
 
+/* Of a computed token of a prompt; 0: not measured yet. */
+static uint32_t token_ns(const struct server *server)
+{
+    double ns = server->prompt_tokens >= 1 ? 1000 * server->prompt_us / server->prompt_tokens : 0;
+    return ns >= UINT32_MAX ? UINT32_MAX : (uint32_t)ns;
+}
+
+void server_load_read(const struct server *server, struct wire_load *out)
+{
+    struct engine_progress progress;
+    engine_thread_progress(server->engine, &progress);
+    uint64_t now = clock_now_ms();
+    uint64_t age = progress.step_started_ms && now > progress.step_started_ms ? now - progress.step_started_ms : 0;
+    *out = (struct wire_load){
+        .queued_requests = progress.queued_requests + engine_thread_submits(server->engine),
+        .running_requests = progress.running_requests,
+        .queued_tokens = progress.queued_tokens,
+        .running_tokens = progress.running_tokens,
+        .kv_tokens_used = progress.kv_tokens_used,
+        .kv_tokens_max = progress.kv_tokens_max,
+        .steps = progress.steps,
+        .step_age_ms = age > UINT32_MAX ? UINT32_MAX : (uint32_t)age,
+        .step_median_us = progress.step_median_us,
+        .token_ns = token_ns(server),
+    };
+}
+
 static void send_lease(struct server *server, struct session *session, enum link link)
 {
     struct session_link *to = &session->links[link];
     struct wire_message message = {.kind = WIRE_LEASE};
-    struct engine_progress progress;
-    if (!to->bound)
+    if (!to->bound || PROBE("worker.lease"))
         return;
-    engine_thread_progress(server->engine, &progress);
-    uint64_t now = clock_now_ms();
-    uint64_t age = progress.step_started_ms && now > progress.step_started_ms ? now - progress.step_started_ms : 0;
     message.lease = (struct wire_lease){
         .session = wire_span_of(server->incarnation, sizeof server->incarnation),
         .number = ++to->number_out,
         .echo = to->number_in,
         .state = server->state,
         .has_load = true,
-        .load = {.queued_requests = progress.queued_requests + engine_thread_submits(server->engine),
-                 .running_requests = progress.running_requests,
-                 .queued_tokens = progress.queued_tokens,
-                 .running_tokens = progress.running_tokens,
-                 .kv_tokens_used = progress.kv_tokens_used,
-                 .kv_tokens_max = progress.kv_tokens_max,
-                 .steps = progress.steps,
-                 .step_age_ms = age > UINT32_MAX ? UINT32_MAX : (uint32_t)age,
-                 .step_median_us = progress.step_median_us},
         .acknowledged_bytes = session->consumed_bytes,
     };
+    server_load_read(server, &message.lease.load);
     (void)session_send(server, session, link, &message); /* the next one says it again */
 }
 
-static void send_leases(struct server *server, struct session *session)
+void server_send_leases(struct server *server, struct session *session)
 {
     send_lease(server, session, LINK_CONTROL);
     send_lease(server, session, LINK_DATA);
+}
+
+void server_welcome_all(struct server *server)
+{
+    struct session *session, *next;
+    HASH_ITER(hh, server->sessions, session, next)
+    {
+        for (unsigned link = 0; link < LINK_COUNT; link++)
+            if (session->links[link].bound)
+                send_welcome(server, session, (enum link)link, &session->links[link].peer);
+        server_send_leases(server, session);
+    }
 }
 
 /* ---- in ---- */
@@ -152,16 +186,16 @@ static void on_hello(struct server *server, enum link link, const struct channel
     if (hello->version_min > WIRE_VERSION || hello->version_max < WIRE_VERSION) {
         snprintf(detail, sizeof detail, "no common version: you speak %u to %u, this worker %u to %u",
                  hello->version_min, hello->version_max, WIRE_VERSION, WIRE_VERSION);
-        send_connection_error(server, link, peer, WIRE_ERROR_UNSUPPORTED, detail);
+        server_send_error(server, link, peer, WIRE_ERROR_UNSUPPORTED, detail);
     } else if (hello->role != WIRE_ROLE_ROUTER) {
-        send_connection_error(server, link, peer, WIRE_ERROR_UNSUPPORTED,
-                              "a worker talks to routers: connect to a router instead");
+        server_send_error(server, link, peer, WIRE_ERROR_UNSUPPORTED,
+                          "a worker talks to routers: connect to a router instead");
     } else if (hello->connection != (link == LINK_CONTROL ? WIRE_CONNECTION_CONTROL : WIRE_CONNECTION_DATA)) {
-        send_connection_error(server, link, peer, WIRE_ERROR_INVALID,
-                              link == LINK_CONTROL ? "hello.connection: this is the control endpoint"
-                                                   : "hello.connection: this is the data endpoint");
+        server_send_error(server, link, peer, WIRE_ERROR_INVALID,
+                          link == LINK_CONTROL ? "hello.connection: this is the control endpoint"
+                                               : "hello.connection: this is the data endpoint");
     } else if (session_hello(server, hello, &session) != STATUS_OK) {
-        send_connection_error(server, link, peer, WIRE_ERROR_OVER_CAPACITY, status_detail());
+        server_send_error(server, link, peer, WIRE_ERROR_OVER_CAPACITY, status_detail());
     } else {
         bool fresh = !session->heard_ms;
         session_heard(server, session);
@@ -169,7 +203,7 @@ static void on_hello(struct server *server, enum link link, const struct channel
         session->links[link].number_in = 0;
         if (fresh)
             LOG_INFO("router %s said hello", session->name);
-        send_welcome(server, link, peer);
+        send_welcome(server, session, link, peer);
         send_lease(server, session, link);
     }
 }
@@ -180,33 +214,24 @@ static void on_lease(struct server *server, enum link link, const struct channel
     struct session *session = session_find(server, lease->session);
     if (!session) {
         if (peer_may_be_told(server, link, peer))
-            send_connection_error(server, link, peer, WIRE_ERROR_INVALID, "unknown session: say HELLO first");
+            server_send_error(server, link, peer, WIRE_ERROR_INVALID, "unknown session: say HELLO first");
         return;
     }
     struct session_link *from = &session->links[link];
-    if (from->bound && from->peer.size == peer->size && memcmp(from->peer.id, peer->id, peer->size) == 0 &&
+    if (from->peer.size == peer->size && memcmp(from->peer.id, peer->id, peer->size) == 0 &&
         lease->number <= from->number_in) {
-        server->stale++;
+        server->stats.stale++;
         return;
     }
     session_heard(server, session);
     session_bind(server, session, link, peer);
+    if (link == LINK_CONTROL)
+        session_credit(session, lease);
     from->number_in = lease->number;
     if (lease->echo > from->echo_in && lease->echo <= from->number_out)
         from->echo_in = lease->echo;
     if (link == LINK_DATA)
         session_free_seen(server, session);
-}
-
-static void on_attach(struct server *server, const struct channel_peer *peer, const struct wire_attach *attach)
-{
-    struct wire_message message = {.kind = WIRE_ERROR};
-    message.error = (struct wire_error){.request_id = attach->request_id,
-                                        .stream = attach->stream,
-                                        .attempt = attach->attempt,
-                                        .code = WIRE_ERROR_UNSUPPORTED,
-                                        .detail = wire_span_str("attach is not supported by this worker yet")};
-    (void)server_send(server, LINK_CONTROL, peer, &message);
 }
 
 static void on_request(struct server *server, const struct channel_peer *peer, zmq_msg_t *frames)
@@ -228,11 +253,8 @@ static void dispatch(struct server *server, enum link link, const struct channel
     case WIRE_HELLO: on_hello(server, link, peer, &message->hello); break;
     case WIRE_LEASE: on_lease(server, link, peer, &message->lease); break;
     case WIRE_CANCEL: stream_on_cancel(server, &message->cancel); break;
-    case WIRE_ATTACH: on_attach(server, peer, &message->attach); break;
-    case WIRE_DRAIN:
-        send_connection_error(server, link, peer, WIRE_ERROR_UNSUPPORTED,
-                              "drain is not supported by this worker yet: send SIGTERM");
-        break;
+    case WIRE_ATTACH: stream_on_attach(server, peer, &message->attach); break;
+    case WIRE_DRAIN: drain_on_request(server, peer, &message->drain); break;
     case WIRE_GOAWAY:
         LOG_DEBUG("a router is draining"); /* its session ends with its lease */
         break;
@@ -297,24 +319,24 @@ static void on_data(void *user, const struct channel_peer *peer, zmq_msg_t *fram
 
 /* ---- states ---- */
 
-static void set_state(struct server *server, enum wire_life state, enum status st)
+void server_set_state(struct server *server, enum wire_life state, enum status st)
 {
     server->state = state;
     if (server->config.on_state)
         server->config.on_state(server->config.user, state, st);
 }
 
-static void gone(struct server *server, enum status st)
+void server_gone(struct server *server, enum status st)
 {
     if (server->gone)
         return;
     server->gone = true;
-    set_state(server, WIRE_LIFE_GONE, st);
+    server_set_state(server, WIRE_LIFE_GONE, st);
 }
 
 void server_fail(struct server *server, enum status st)
 {
-    gone(server, st);
+    server_gone(server, st);
 }
 
 static void become_ready(struct server *server)
@@ -329,16 +351,8 @@ static void become_ready(struct server *server)
     server->info = info;
     if (server->state != WIRE_LIFE_STARTING)
         return; /* drained before it was ready */
-    set_state(server, WIRE_LIFE_READY, STATUS_OK);
-    /* Those who came while the model was loading do not know yet what is served here. */
-    struct session *session, *next;
-    HASH_ITER(hh, server->sessions, session, next)
-    {
-        for (unsigned link = 0; link < LINK_COUNT; link++)
-            if (session->links[link].bound)
-                send_welcome(server, (enum link)link, &session->links[link].peer);
-        send_leases(server, session);
-    }
+    server_set_state(server, WIRE_LIFE_READY, STATUS_OK);
+    server_welcome_all(server); /* those who came while the model was loading do not know yet what is served here */
 }
 
 static void on_engine(void *user, const struct engine_thread_event *event)
@@ -349,91 +363,6 @@ static void on_engine(void *user, const struct engine_thread_event *event)
     case ENGINE_THREAD_FAILED: server_fail(server, STATUS_FAIL(event->status, "%s", event->detail)); break;
     default: stream_on_engine(server, event); break;
     }
-}
-
-/* ---- drain ---- */
-
-static void send_goaway(struct server *server, struct session *session)
-{
-    struct wire_message message = {.kind = WIRE_GOAWAY};
-    message.goaway.session = wire_span_of(server->incarnation, sizeof server->incarnation);
-    message.goaway.deadline_ms = server->config.drain_deadline_ms;
-    message.goaway.detail = wire_span_str("this worker is draining");
-    (void)session_send(server, session, LINK_CONTROL, &message);
-    send_leases(server, session);
-}
-
-static void on_drain_timer(void *user)
-{
-    struct server *server = user;
-    loop_timer_destroy(&server->drain_timer);
-    unsigned abandoned = server_stream_count(server);
-    if (abandoned)
-        LOG_WARN("drain deadline: %u streams are abandoned", abandoned);
-    gone(server, STATUS_OK);
-}
-
-static void start_drain_timer(struct server *server, uint32_t delay_ms)
-{
-    loop_timer_destroy(&server->drain_timer);
-    if (loop_timer_create(server->config.loop, delay_ms, false, on_drain_timer, server, &server->drain_timer) !=
-        STATUS_OK)
-        gone(server, STATUS_OK);
-}
-
-void server_drain(struct server *server)
-{
-    if (server->state == WIRE_LIFE_DRAINING || server->gone)
-        return;
-    LOG_INFO("draining: %u streams are open", server_stream_count(server));
-    set_state(server, WIRE_LIFE_DRAINING, STATUS_OK);
-    struct session *session, *next;
-    HASH_ITER(hh, server->sessions, session, next)
-    send_goaway(server, session);
-    start_drain_timer(server, server->config.drain_deadline_ms);
-}
-
-/* All answered: one more lease to each router. When its echo comes back on the data connection, so has everything
- * before it (messages keep their order), and nothing is cut off by closing the sockets. */
-static void start_flushing(struct server *server)
-{
-    struct session *session, *next;
-    server->flushing = true;
-    HASH_ITER(hh, server->sessions, session, next)
-    {
-        send_leases(server, session);
-        session->flush_number = session->links[LINK_DATA].number_out;
-    }
-    start_drain_timer(server, FLUSH_MS_MAX);
-}
-
-/* Open streams have a session, and one that expired has no open streams. */
-static bool all_answered(const struct server *server)
-{
-    for (const struct session *session = server->sessions; session; session = session->hh.next)
-        if (!session->expired && session->stream_count > session->told_count)
-            return false;
-    return true;
-}
-
-static bool all_seen(const struct server *server)
-{
-    for (const struct session *session = server->sessions; session; session = session->hh.next) {
-        const struct session_link *data = &session->links[LINK_DATA];
-        if (data->bound && data->echo_in < session->flush_number)
-            return false;
-    }
-    return true;
-}
-
-static void drain_step(struct server *server)
-{
-    if (server->state != WIRE_LIFE_DRAINING || server->gone)
-        return;
-    if (!server->flushing && all_answered(server))
-        start_flushing(server);
-    else if (server->flushing && all_seen(server))
-        gone(server, STATUS_OK);
 }
 
 /* ---- turns and time ---- */
@@ -459,8 +388,12 @@ static void on_lease_timer(void *user)
     uint64_t now = loop_now_ms(server->config.loop);
     engine_thread_poll(server->engine);
     HASH_ITER(hh, server->sessions, session, next)
-    send_leases(server, session);
+    {
+        server_send_leases(server, session);
+        drain_report(server, session);
+    }
     cancels_expire(server, now, false);
+    kept_expire(server, now, false);
     /* After a stall of our own the sockets are read first: their leases may have come in time. */
     if (loop_stall_ms(server->config.loop) <= server->config.lease_ms / 2)
         sessions_expire(server, now);
@@ -514,8 +447,16 @@ enum status server_create(const struct server_config *config, struct server **ou
         server->config.lease_ms = 200;
     if (!config->lease_expiry_ms)
         server->config.lease_expiry_ms = LEASE_EXPIRY_MS;
+    if (!config->orphan_ms)
+        server->config.orphan_ms = ORPHAN_MS;
+    if (!config->keep_finished_ms)
+        server->config.keep_finished_ms = KEEP_FINISHED_MS;
+    if (!config->keep_finished_bytes)
+        server->config.keep_finished_bytes = KEEP_FINISHED_BYTES;
     if (!config->slow_reader_ms)
         server->config.slow_reader_ms = SLOW_READER_MS;
+    if (!config->credit_wait_ms)
+        server->config.credit_wait_ms = CREDIT_WAIT_MS;
     if (!config->reply_bytes_max)
         server->config.reply_bytes_max = REPLY_BYTES_MAX;
     if (!config->engine.sequences_max)
@@ -556,6 +497,7 @@ void server_destroy(struct server **server_pointer)
     loop_timer_destroy(&server->drain_timer);
     loop_hook_destroy(&server->hook);
     sessions_destroy(server);
+    kept_expire(server, 0, true);
     cancels_expire(server, 0, true);
     channel_destroy(&server->channels[LINK_CONTROL]);
     channel_destroy(&server->channels[LINK_DATA]);
@@ -597,4 +539,17 @@ const struct engine_info *server_engine_info(const struct server *server)
 unsigned server_stream_count(const struct server *server)
 {
     return (unsigned)HASH_CNT(by_job, server->by_job);
+}
+
+void server_stats_read(const struct server *server, struct server_stats *out)
+{
+    *out = server->stats;
+    out->reply_bytes = server->set_aside;
+    out->streams = server_stream_count(server);
+    engine_thread_pressure(server->engine, &out->pressure);
+    for (const struct session *session = server->sessions; session; session = session->hh.next)
+        for (const struct stream *stream = session->streams; stream; stream = stream->next) {
+            out->orphans += session->expired_ms && stream->open;
+            out->starved += stream->starved_ms != 0;
+        }
 }

@@ -1,11 +1,12 @@
 /* session.c - owns the sessions of routers and the counts of malformed frames. I/O thread only.
  *
- *              HELLO                      silent for lease_expiry_ms
- *   (unknown) -------> alive  ----------------------------------------> expired (streams cancelled, connections
- * forgotten) ^   ^  <----------------------------------------    | |   +--- HELLO, LEASE: bound to the connection |
- * longest silent, when SESSIONS_MAX are there
- *                      +---- a send finds a connection gone: unbound       v
- *                                                                        freed
+ *              HELLO           silent for lease_expiry_ms
+ *   (unknown) -------> alive -----------------------------> expired: connections forgotten, streams are orphans
+ *                      |   ^                                  |    |  orphan_ms: session_give_up
+ *                      |   +----- HELLO, LEASE, HEAD ---------+    |
+ *                      |          (bound to the connection)        v  longest silent, when SESSIONS_MAX are there
+ *                      +---- a send finds a connection gone:     freed
+ *                            unbound
  * A lost connection alone cancels nothing: the streams wait for the next HELLO or LEASE and are sent again from their
  * start. */
 #include "worker/server/server_internal.h"
@@ -13,6 +14,11 @@
 #include <string.h>
 #include "common/log.h"
 #include "common/loop.h"
+
+static bool peer_equal(const struct channel_peer *a, const struct channel_peer *b)
+{
+    return a->size == b->size && memcmp(a->id, b->id, a->size) == 0;
+}
 
 struct session *session_find(struct server *server, struct wire_span id)
 {
@@ -22,10 +28,19 @@ struct session *session_find(struct server *server, struct wire_span id)
     return session;
 }
 
+struct session *session_of_peer(struct server *server, enum link link, const struct channel_peer *peer)
+{
+    for (struct session *session = server->sessions; session; session = session->hh.next)
+        if (session->links[link].bound && peer_equal(&session->links[link].peer, peer))
+            return session;
+    return NULL;
+}
+
 static void session_free(struct server *server, struct session *session)
 {
     streams_destroy(server, session);
     HASH_DELETE(hh, server->sessions, session);
+    free(session->early);
     free(session);
 }
 
@@ -36,10 +51,11 @@ static bool make_room(struct server *server)
     if (HASH_COUNT(server->sessions) < SESSIONS_MAX)
         return true;
     HASH_ITER(hh, server->sessions, session, next)
-    if (session->expired && (!oldest || session->heard_ms < oldest->heard_ms))
+    if (session->expired_ms && (!oldest || session->heard_ms < oldest->heard_ms))
         oldest = session;
     if (!oldest)
         return false;
+    session_give_up(server, oldest);
     session_free(server, oldest);
     return true;
 }
@@ -63,13 +79,11 @@ enum status session_hello(struct server *server, const struct wire_hello *hello,
     memset(session->name, 0, sizeof session->name);
     if (hello->name.size <= WIRE_NAME_MAX && hello->name.size > 0)
         memcpy(session->name, hello->name.data, hello->name.size);
+    session->capabilities = hello->capabilities;
+    if (hello->connection == WIRE_CONNECTION_DATA)
+        session->sent_bytes = 0;
     *out = session;
     return STATUS_OK;
-}
-
-static bool peer_equal(const struct channel_peer *a, const struct channel_peer *b)
-{
-    return a->size == b->size && memcmp(a->id, b->id, a->size) == 0;
 }
 
 void session_bind(struct server *server, struct session *session, enum link link, const struct channel_peer *peer)
@@ -108,9 +122,10 @@ void session_unbind(struct server *server, struct session *session, enum link li
 void session_heard(struct server *server, struct session *session)
 {
     session->heard_ms = loop_now_ms(server->config.loop);
-    if (session->expired)
+    if (session->expired_ms)
         LOG_INFO("router %s is back", session->name);
-    session->expired = false;
+    session->expired_ms = 0;
+    session->orphans = false;
 }
 
 enum status session_send(struct server *server, struct session *session, enum link link,
@@ -125,13 +140,12 @@ enum status session_send(struct server *server, struct session *session, enum li
     return st;
 }
 
-static void expire(struct server *server, struct session *session)
+static void expire(struct server *server, struct session *session, uint64_t now_ms)
 {
-    LOG_WARN("router %s was silent for %u ms: its %u streams are cancelled", session->name,
-             server->config.lease_expiry_ms, session->stream_count - session->told_count);
-    session->expired = true;
-    for (struct stream *stream = session->streams; stream; stream = stream->next)
-        stream_abort(server, stream, WIRE_ERROR_CANCELLED, "the router's lease expired");
+    LOG_WARN("router %s was silent for %u ms: its %u streams run on for %u ms", session->name,
+             server->config.lease_expiry_ms, session->stream_count - session->told_count, server->config.orphan_ms);
+    session->expired_ms = now_ms;
+    session_orphan(server, session);
     session_unbind(server, session, LINK_CONTROL);
     session_unbind(server, session, LINK_DATA);
     session->blocked_ms = 0;
@@ -152,15 +166,29 @@ static void cut_slow_reader(struct server *server, struct session *session)
                  server->config.slow_reader_ms, cut);
 }
 
+/* Those whose tokens nobody granted for too long. */
+static void cut_starved(struct server *server, struct session *session, uint64_t now_ms)
+{
+    for (struct stream *stream = session->streams; stream; stream = stream->next)
+        if (stream->starved_ms && now_ms - stream->starved_ms >= server->config.credit_wait_ms)
+            stream_abort(server, stream, WIRE_ERROR_SLOW_READER, "nobody takes the tokens: no credit came for them");
+}
+
 void sessions_expire(struct server *server, uint64_t now_ms)
 {
     struct session *session, *next;
     HASH_ITER(hh, server->sessions, session, next)
     {
-        if (!session->expired && now_ms - session->heard_ms >= server->config.lease_expiry_ms)
-            expire(server, session);
+        if (session->orphans && now_ms - session->expired_ms >= server->config.orphan_ms)
+            session_give_up(server, session);
+        if (session->expired_ms)
+            continue;
+        if (now_ms - session->heard_ms >= server->config.lease_expiry_ms)
+            expire(server, session, now_ms);
         else if (session->blocked_ms && now_ms - session->blocked_ms >= server->config.slow_reader_ms)
             cut_slow_reader(server, session);
+        else
+            cut_starved(server, session, now_ms);
     }
 }
 

@@ -10,8 +10,9 @@
 struct job {
     struct job *next;
     uint64_t id, deadline_ms;
-    uint32_t prompt_tokens, tokens_max, made, choices, alternatives;
-    bool cancelled, running, logprobs, prompt_logprobs;
+    uint32_t prompt_tokens, tokens_max, choices, alternatives;
+    uint32_t made[ENGINE_CHOICES_MAX]; /* of each choice */
+    bool started, cancelled, running, logprobs, prompt_logprobs;
 };
 
 struct engine {
@@ -25,7 +26,7 @@ static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
 static struct {
     int permits;
-    bool may_load, stuck;
+    bool may_load, stuck, tell_starts, stuck_at_start;
     enum status load, fail_next, refuse_next;
     uint32_t retry_after_ms;
     size_t text_bytes;
@@ -102,6 +103,20 @@ void fake_engine_stuck(bool stuck)
 {
     lock();
     control.stuck = stuck;
+    unlock();
+}
+
+void fake_engine_tell_starts(void)
+{
+    lock();
+    control.tell_starts = true;
+    unlock();
+}
+
+void fake_engine_stuck_at_start(bool stuck)
+{
+    lock();
+    control.stuck_at_start = stuck;
     unlock();
 }
 
@@ -209,6 +224,23 @@ static enum status refused(uint32_t *retry_after_ms)
     return st == STATUS_OK ? STATUS_OK : STATUS_FAIL(st, "refused as the test asked");
 }
 
+static uint32_t length_of(const struct job *job, uint32_t choice)
+{
+    return job->tokens_max > choice ? job->tokens_max - choice : 1;
+}
+
+static enum status take_resume(struct job *job, const struct engine_request *request)
+{
+    const uint32_t *id = request->resume_ids;
+    for (uint32_t choice = 0; choice < job->choices && request->resume_counts; choice++) {
+        job->made[choice] = request->resume_counts[choice];
+        for (uint32_t i = 0; i < job->made[choice]; i++)
+            if (*id++ != fake_engine_token(job->prompt_tokens + choice, i))
+                return STATUS_FAIL(STATUS_INVALID, "resume: token %u of choice %u was never drawn", i, choice);
+    }
+    return STATUS_OK;
+}
+
 enum status engine_submit(struct engine *engine, const struct engine_request *request, uint32_t *retry_after_ms)
 {
     TRY(refused(retry_after_ms));
@@ -233,6 +265,11 @@ enum status engine_submit(struct engine *engine, const struct engine_request *re
                         .logprobs = request->logprobs,
                         .prompt_logprobs = request->prompt_logprobs,
                         .tokens_max = request->tokens_max ? request->tokens_max : FAKE_CONTEXT - (uint32_t)tokens};
+    enum status st = take_resume(job, request);
+    if (st != STATUS_OK) {
+        free(job);
+        return st;
+    }
     struct job **last = &engine->jobs;
     while (*last)
         last = &(*last)->next;
@@ -247,6 +284,7 @@ enum status engine_submit(struct engine *engine, const struct engine_request *re
     control.last.sampling.bias_values = NULL;
     control.last.messages = NULL;
     control.last.prompt_ids = NULL;
+    control.last.resume_counts = control.last.resume_ids = NULL;
     control.last.tenant = control.last.reply_name = NULL;
     engine->progress.queued_requests++;
     engine->progress.queued_tokens += tokens;
@@ -330,14 +368,9 @@ static void send_prompt(struct job *job, engine_event_fn *sink, void *user)
     free(ids);
 }
 
-static uint32_t length_of(const struct job *job, uint32_t choice)
-{
-    return job->tokens_max > choice ? job->tokens_max - choice : 1;
-}
-
 static void decode_choice(struct job *job, uint32_t choice, engine_event_fn *sink, void *user)
 {
-    uint32_t id = fake_engine_token(job->prompt_tokens + choice, job->made);
+    uint32_t at = job->made[choice]++, id = fake_engine_token(job->prompt_tokens + choice, at);
     char word[16];
     lock();
     size_t size = control.text_bytes;
@@ -350,7 +383,7 @@ static void decode_choice(struct job *job, uint32_t choice, engine_event_fn *sin
     struct engine_event event = {.kind = ENGINE_TOKENS,
                                  .job = job->id,
                                  .choice = choice,
-                                 .first = job->made,
+                                 .first = at,
                                  .ids = &id,
                                  .count = 1,
                                  .text = text,
@@ -358,23 +391,25 @@ static void decode_choice(struct job *job, uint32_t choice, engine_event_fn *sin
     send_event(&event, job->logprobs, job->alternatives, sink, user);
     if (text != word)
         free(text);
-    if (FAKE_FINISH(choice) == ENGINE_FINISH_STOP_STRING && job->made + 1 == length_of(job, choice))
-        sink(user, &(struct engine_event){.kind = ENGINE_TOKENS,
-                                          .job = job->id,
-                                          .choice = choice,
-                                          .first = job->made + 1,
-                                          .text = "~",
-                                          .text_size = 1});
+    if (FAKE_FINISH(choice) == ENGINE_FINISH_STOP_STRING && at + 1 == length_of(job, choice))
+        sink(
+            user,
+            &(struct engine_event){
+                .kind = ENGINE_TOKENS, .job = job->id, .choice = choice, .first = at + 1, .text = "~", .text_size = 1});
 }
 
 static void decode(struct engine *engine, struct job *job, engine_event_fn *sink, void *user)
 {
-    if (job->made == 0 && job->prompt_logprobs)
+    bool more = false;
+    if (!job->started && job->prompt_logprobs)
         send_prompt(job, sink, user);
-    for (uint32_t choice = job->choices; choice-- > 0;)
-        if (job->made < length_of(job, choice))
+    job->started = true;
+    for (uint32_t choice = job->choices; choice-- > 0;) {
+        if (job->made[choice] < length_of(job, choice))
             decode_choice(job, choice, sink, user);
-    if (++job->made < job->tokens_max)
+        more = more || job->made[choice] < length_of(job, choice);
+    }
+    if (more)
         return;
     struct engine_event done = {.kind = ENGINE_DONE,
                                 .job = job->id,
@@ -416,6 +451,13 @@ bool engine_step(struct engine *engine, engine_event_fn *sink, void *user)
         engine->progress.running_requests++;
         engine->progress.queued_requests--;
         engine->progress.queued_tokens -= job->prompt_tokens;
+        const bool tell = control.tell_starts;
+        unlock();
+        if (tell)
+            sink(user, &(struct engine_event){.kind = ENGINE_STARTED, .job = job->id});
+        lock();
+        while (control.stuck_at_start)
+            pthread_cond_wait(&changed, &mutex);
         unlock();
     }
     if (job && take_permit()) {

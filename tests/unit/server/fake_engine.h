@@ -2,6 +2,7 @@
  * is fake_engine_token(prompt tokens, i) and its text a word. Each decoded token takes one permit. Choice c > 0 has the tokens of a prompt
  * that is c tokens longer, and ends c tokens earlier, with FAKE_FINISH(c), a stop string after one more text, "~"; the choices release
  * in turn, the last one first, for one permit.
+ * A resume must have the tokens that the reply has; choices go on behind theirs.
  * Log probabilities are fake_engine_logprob(id, alternative), alternative j of id is id + j; token i of a prompt is i. */
 #ifndef ROOST_TESTS_FAKE_ENGINE_H
 #define ROOST_TESTS_FAKE_ENGINE_H
@@ -23,6 +24,8 @@ void fake_engine_text_bytes(size_t bytes);             /* of each token from now
 void fake_engine_fail_next(enum status st);            /* the next decoded token fails its job */
 void fake_engine_refuse_next(enum status st, uint32_t retry_after_ms);   /* the next submit */
 void fake_engine_stuck(bool stuck);                    /* the next step does not end */
+void fake_engine_tell_starts(void);                    /* from now on: ENGINE_STARTED when a job is the first to run */
+void fake_engine_stuck_at_start(bool stuck);           /* a step that told one does not go on */
 unsigned fake_engine_cancels(void);                    /* jobs that were open when they were cancelled */
 void fake_engine_last(struct engine_request *out);     /* numbers of the last submit; pointers are NULL */
 struct fake_lists {                                    /* the first of its lists; counts are in fake_engine_last's */

@@ -24,6 +24,7 @@ struct bench_private {
     enum status start_status, gone_status;
     enum wire_life state;
     unsigned streams;
+    struct server_stats stats;
     char detail[256];
 };
 
@@ -141,6 +142,7 @@ static void do_count(void *user)
     struct bench_private *p = ((struct bench *)user)->private;
     pthread_mutex_lock(&p->mutex);
     p->streams = server_stream_count(p->server);
+    server_stats_read(p->server, &p->stats);
     p->answered = true;
     pthread_cond_broadcast(&p->changed);
     pthread_mutex_unlock(&p->mutex);
@@ -158,6 +160,12 @@ unsigned bench_streams(struct bench *bench)
     unsigned streams = p->streams;
     pthread_mutex_unlock(&p->mutex);
     return streams;
+}
+
+void bench_stats(struct bench *bench, struct server_stats *out)
+{
+    (void)bench_streams(bench);
+    *out = bench->private->stats; /* written by the other thread only when asked */
 }
 
 bool bench_wait_streams(struct bench *bench, unsigned count)
@@ -234,7 +242,8 @@ void router_hello(struct router *router)
                                 .connection = link == CONTROL ? WIRE_CONNECTION_CONTROL : WIRE_CONNECTION_DATA,
                                 .name = wire_span_str("router-1"),
                                 .build = wire_span_str("test"),
-                                .lease_ms = 200};
+                                .lease_ms = 200,
+                                .capabilities = router->capabilities};
         router_send(router, link, &hello);
         router_expect(router, link, WIRE_WELCOME, &in);
         incoming_free(&in);
@@ -270,6 +279,33 @@ void router_lease(struct router *router, int link, uint64_t echo)
     lease.lease.number = ++router->number[link];
     lease.lease.echo = echo;
     router_send(router, link, &lease);
+}
+
+void router_grant(struct router *router, uint32_t stream, uint64_t tokens, uint64_t connection_bytes)
+{
+    struct wire_message lease = {.kind = WIRE_LEASE};
+    lease.lease.session = wire_span_of(router->session, sizeof router->session);
+    lease.lease.number = ++router->number[CONTROL];
+    lease.lease.credit_streams = wire_span_of(&stream, sizeof stream);
+    lease.lease.credit_tokens = wire_span_of(&tokens, sizeof tokens);
+    lease.lease.credit_connection_bytes = connection_bytes;
+    router_send(router, CONTROL, &lease);
+}
+
+void router_echo(struct router *router)
+{
+    struct incoming in;
+    for (unsigned i = 0; i < 2; i++) { /* the first may have been on its way already */
+        router_expect(router, DATA, WIRE_LEASE, &in);
+        while (i == 0 &&
+               zmq_poll(&(zmq_pollitem_t){.socket = router->sockets[DATA], .events = ZMQ_POLLIN}, 1, 0) == 1) {
+            incoming_free(&in);
+            router_expect(router, DATA, WIRE_LEASE, &in);
+        }
+        if (i == 1)
+            router_lease(router, DATA, in.message.lease.number);
+        incoming_free(&in);
+    }
 }
 
 static bool receive(struct router *router, int link, int wait_ms, struct incoming *in)
@@ -341,13 +377,24 @@ void ask_messages(const struct ask *ask, const struct router *router, struct wir
         .stream = ask->stream,
         .tenant = wire_span_str(ask->tenant ? ask->tenant : "acme"),
         .conversation = wire_span_str(ask->conversation ? ask->conversation : ""),
+        .loss_count = ask->loss_count,
         .model = wire_span_str(ask->model ? ask->model : ""),
         .deadline_ms = ask->deadline_ms,
         .priority = ask->priority,
         .attempt = ask->attempt,
         .epoch = ask->epoch,
         .incarnation = wire_span_of(ask->incarnation, ask->incarnation ? 16 : 0),
+        .numerics_id = wire_span_of(ask->numerics_id, ask->numerics_id ? 32 : 0),
+        .placement = wire_span_of(ask->placement, ask->placement ? 16 : 0),
+        .inexact_allowed = ask->inexact_allowed,
     };
+    if (ask->resume_counts) {
+        uint32_t choices = ask->sampling.choices ? ask->sampling.choices : 1, ids = 0;
+        for (uint32_t i = 0; i < choices; i++)
+            ids += ask->resume_counts[i];
+        head->head.resume.counts = wire_span_of(ask->resume_counts, choices * sizeof *ask->resume_counts);
+        head->head.resume.ids = wire_span_of(ask->resume_ids, ids * sizeof *ask->resume_ids);
+    }
 }
 
 void router_ask_raw(struct router *router, const struct wire_message *head, const void *body, size_t body_size)
@@ -385,9 +432,21 @@ void router_cancel(struct router *router, uint8_t id, const char *tenant)
     router_send(router, CONTROL, &message);
 }
 
+void router_cancel_attempt(struct router *router, uint8_t id, struct wire_attempt attempt)
+{
+    uint8_t request_id[16];
+    struct wire_message message = {.kind = WIRE_CANCEL};
+    memset(request_id, id, sizeof request_id);
+    message.cancel = (struct wire_cancel){.request_id = wire_span_of(request_id, 16),
+                                          .tenant = wire_span_str("acme"),
+                                          .session = wire_span_of(router->session, 16),
+                                          .attempt = attempt};
+    router_send(router, CONTROL, &message);
+}
+
 static void take_row(struct reply *reply, const struct wire_tokens_row *row)
 {
-    assert_int_equal(row->first, reply->count);
+    assert_int_equal(row->first, reply->first + reply->count);
     assert_int_equal(row->ids.size, row->count * 4u);
     reply->ids = realloc(reply->ids, (reply->count + row->count) * sizeof *reply->ids + 1);
     for (unsigned i = 0; i < row->count; i++)

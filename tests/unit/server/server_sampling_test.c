@@ -1,5 +1,6 @@
-/* server_sampling_test - what a request asks of the sampler arrives in the engine, and what the engine makes of several choices, with
- * log probabilities, alternatives and those of the prompt, arrives at the router: rows, ends, repeats, bounds of memory. */
+/* server_sampling_test - what a request asks of the sampler arrives in the engine, and what the engine makes of several
+ * choices, with log probabilities, alternatives and those of the prompt, arrives at the router: rows, ends, repeats,
+ * bounds of memory. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -235,9 +236,8 @@ static void choices_have_rows_and_ends_of_their_own(void **state)
     start();
     for (uint8_t choices = 1; choices <= 16; choices++) {
         struct received received = {.stream = choices, .prompt_tokens = PROMPT_TOKENS};
-        router_ask(&router, &(struct ask){.id = choices,
-                                          .stream = choices,
-                                          .sampling = {.tokens_max = 20, .choices = choices}});
+        router_ask(&router,
+                   &(struct ask){.id = choices, .stream = choices, .sampling = {.tokens_max = 20, .choices = choices}});
         collect(&received, 0);
         check_end(&received, choices, 20);
         for (unsigned c = 0; c < choices; c++) {
@@ -337,9 +337,11 @@ static void replies_have_a_bound(void **state)
     bench.config.reply_bytes_max = 16 * 100 * 408;
     start();
     fake_engine_hold();
-    router_ask(&router, &(struct ask){.id = 1, .stream = 1, .sampling = {.tokens_max = 101, .choices = 16, .logprobs = 20}});
+    router_ask(&router,
+               &(struct ask){.id = 1, .stream = 1, .sampling = {.tokens_max = 101, .choices = 16, .logprobs = 20}});
     expect_error(1, WIRE_ERROR_TOO_LARGE, "fewer choices", 0);
-    router_ask(&router, &(struct ask){.id = 2, .stream = 2, .sampling = {.tokens_max = 100, .choices = 16, .logprobs = 20}});
+    router_ask(&router,
+               &(struct ask){.id = 2, .stream = 2, .sampling = {.tokens_max = 100, .choices = 16, .logprobs = 20}});
     assert_true(bench_wait_streams(&bench, 1));
     router_ask(&router, &(struct ask){.id = 3, .stream = 3, .sampling = {.tokens_max = 1}});
     expect_error(3, WIRE_ERROR_OVER_CAPACITY, "no memory is left", 0);
