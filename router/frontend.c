@@ -1,85 +1,20 @@
-/* frontend.c - see frontend.h.
+/* frontend.c - see frontend.h. What leaves for clients is in frontend_out.c.
  *
  *   control: HELLO LEASE CANCEL GOAWAY -->  session  <-- HELLO LEASE HEAD+BODY :data
  *   control: WELCOME LEASE ACK GOAWAY  <--           --> WELCOME LEASE TOKENS DONE ERROR :data */
-#include "router/frontend.h"
+#include "router/frontend_internal.h"
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/queue.h>
-#include "common/channel.h"
 #include "common/hash.h"
 #include "common/log.h"
-#include "common/loop.h"
 #include "router/frame.h"
 
 enum {
     COMPLAINTS_PER_SECOND = 10,
-    COMPLAINT_SLOTS = 1024, /* 16 KB; peers share a slot by chance; then they share the rate */
-    FORGET_MS = 60000,      /* after its lease: it may still come back for its terminals, 16 MB of sessions at most */
+    FORGET_MS = 60000, /* after its lease: it may still come back for its terminals, 16 MB of sessions at most */
     PEER_QUEUE_BYTES_MAX = 4 << 20, /* behind ZeroMQ's own 64 frames; four times FRONTEND_HELD_BYTES_MAX */
-    SESSION_BUCKETS = 4096,
-};
-
-enum side { CONTROL, DATA, SIDE_COUNT };
-
-/* A frame on its way to a client, or held until it has a connection. */
-struct outgoing {
-    TAILQ_ENTRY(outgoing) next;
-    zmq_msg_t frame;
-    bool terminal; /* else TOKENS */
-    uint8_t request_id[WIRE_ID_BYTES];
-    uint32_t stream;
-    struct wire_attempt attempt;
-};
-TAILQ_HEAD(outgoing_list, outgoing);
-
-struct session {
-    struct frontend *frontend; /* ref */
-    struct session *chain;     /* of the bucket */
-    TAILQ_ENTRY(session) in_all;
-    TAILQ_ENTRY(session) in_dirty;
-    uint8_t id[WIRE_ID_BYTES];
-    char name[WIRE_NAME_MAX + 1];
-    struct channel_peer peers[SIDE_COUNT];
-    bool bound[SIDE_COUNT];
-    uint64_t number[SIDE_COUNT], heard_number[SIDE_COUNT]; /* leases */
-    uint64_t heard_ms;                                     /* last lease or hello on control */
-    bool lost;                                             /* reported */
-
-    struct wire_batch *batch;    /* tokens of this turn */
-    struct outgoing_list staged; /* terminals of this turn */
-    struct outgoing_list queue;  /* in order; what could not leave yet */
-    uint64_t queue_bytes;
-    bool dirty;
-    bool slow;   /* told so; until its queue is empty again */
-    bool broken; /* tokens of this turn could not be kept: becomes slow at its end */
-    uint32_t streams;
-    uint64_t body_bytes_open, body_bytes_acknowledged;
-};
-TAILQ_HEAD(session_list, session);
-
-struct complaint {
-    uint64_t second;
-    unsigned count;
-};
-
-struct frontend {
-    struct loop *loop; /* ref */
-    struct frontend_events events;
-    char name[WIRE_NAME_MAX + 1];
-    uint8_t session[WIRE_ID_BYTES];
-    uint32_t lease_ms, lease_expiry_ms;
-    struct channel *channels[SIDE_COUNT];
-    struct loop_timer *lease_timer;
-    struct session_list sessions, dirty;
-    struct session *buckets[SESSION_BUCKETS];
-    unsigned session_count;
-    uint64_t malformed;
-    bool draining;
-    uint32_t drain_deadline_ms;
-    struct complaint complaints[COMPLAINT_SLOTS];
 };
 
 /* ---- sessions ---- */
@@ -118,13 +53,6 @@ static struct session *session_create(struct frontend *frontend, struct wire_spa
     return session;
 }
 
-static void outgoing_free(struct outgoing_list *list, struct outgoing *out)
-{
-    TAILQ_REMOVE(list, out, next);
-    zmq_msg_close(&out->frame);
-    free(out);
-}
-
 static void session_free(struct session *session)
 {
     struct frontend *frontend = session->frontend;
@@ -136,24 +64,11 @@ static void session_free(struct session *session)
     if (session->dirty)
         TAILQ_REMOVE(&frontend->dirty, session, in_dirty);
     frontend->session_count--;
-    while (!TAILQ_EMPTY(&session->staged))
-        outgoing_free(&session->staged, TAILQ_FIRST(&session->staged));
-    while (!TAILQ_EMPTY(&session->queue))
-        outgoing_free(&session->queue, TAILQ_FIRST(&session->queue));
+    session_drop_outgoing(session);
     for (unsigned side = 0; side < SIDE_COUNT; side++)
         if (session->bound[side] && frontend->channels[side])
             channel_forget_peer(frontend->channels[side], &session->peers[side]);
-    if (session->batch)
-        wire_batch_destroy(&session->batch);
     free(session);
-}
-
-static void mark_dirty(struct session *session)
-{
-    if (!session->dirty) {
-        session->dirty = true;
-        TAILQ_INSERT_TAIL(&session->frontend->dirty, session, in_dirty);
-    }
 }
 
 static bool peer_equal(const struct channel_peer *a, const struct channel_peer *b)
@@ -168,7 +83,7 @@ static void session_bind(struct session *session, enum side side, const struct c
     session->peers[side] = *peer;
     session->bound[side] = true;
     if (side == DATA && !TAILQ_EMPTY(&session->queue))
-        mark_dirty(session);
+        session_mark_dirty(session);
 }
 
 /* ---- answers about a connection ---- */
@@ -254,9 +169,20 @@ static void send_welcome(struct session *session, enum side side)
                                                           .head_bytes_max = WIRE_HEAD_BYTES_MAX,
                                                           .unacknowledged_bytes_max = FRONTEND_GRANT_BYTES,
                                                           .streams_max = FRONTEND_STREAMS_MAX,
+                                                          .stream_credit_tokens = FRONTEND_STREAM_TOKENS,
                                                           .messages_max = WIRE_MESSAGES_MAX},
-                                               .state = life(frontend)}};
+                                               .state = life(frontend),
+                                               .capabilities = WIRE_CAN_RESUME | WIRE_CAN_ATTACH | WIRE_CAN_CREDIT}};
     (void)frame_send(frontend->channels[side], &session->peers[side], &welcome);
+}
+
+static void welcome(struct session *session, enum side side)
+{
+    session->welcome_due[side] = false;
+    session->heard_ms = loop_now_ms(session->frontend->loop); /* it could say nothing but HELLO until now */
+    send_welcome(session, side);
+    if (session->frontend->draining && side == CONTROL)
+        send_goaway(session);
 }
 
 static void on_hello(struct frontend *frontend, enum side side, const struct channel_peer *peer,
@@ -291,17 +217,30 @@ static void on_hello(struct frontend *frontend, enum side side, const struct cha
     }
     session->heard_ms = loop_now_ms(frontend->loop);
     session->lost = false;
+    session->capabilities = hello->capabilities;
+    if (side == DATA)
+        session->tokens_bytes = session->tokens_bytes_max = 0;
     session->number[side] = session->heard_number[side] = 0;
     session_bind(session, side, peer);
-    send_welcome(session, side);
-    if (frontend->draining && side == CONTROL)
-        send_goaway(session);
+    session->welcome_due[side] = true;
+    if (frontend->open)
+        welcome(session, side);
+}
+
+void frontend_open(struct frontend *frontend)
+{
+    struct session *session;
+    frontend->open = true;
+    TAILQ_FOREACH(session, &frontend->sessions, in_all)
+    for (unsigned side = 0; side < SIDE_COUNT; side++)
+        if (session->welcome_due[side])
+            welcome(session, side);
 }
 
 static void send_lease(struct session *session, enum side side)
 {
     struct frontend *frontend = session->frontend;
-    if (!session->bound[side])
+    if (!session->bound[side] || session->welcome_due[side])
         return;
     struct wire_message lease = {.kind = WIRE_LEASE,
                                  .lease = {.session = wire_span_of(frontend->session, WIRE_ID_BYTES),
@@ -322,6 +261,22 @@ static void on_lease_timer(void *user)
         send_lease(session, side);
 }
 
+/* Grants of a lease on control. They are totals, so one that comes late or twice says nothing new. */
+static void take_credit(struct session *session, const struct wire_lease *lease)
+{
+    struct frontend *frontend = session->frontend;
+    if (!frontend_session_has_credit(session))
+        return;
+    if (lease->credit_connection_bytes > session->tokens_bytes_max) {
+        session->tokens_bytes_max = lease->credit_connection_bytes;
+        if (!TAILQ_EMPTY(&session->queue))
+            session_mark_dirty(session);
+    }
+    for (size_t i = 0; i < lease->credit_streams.size / 4; i++)
+        frontend->events.on_credit(frontend->events.user, session, wire_u32_at(lease->credit_streams, i),
+                                   wire_u64_at(lease->credit_tokens, i));
+}
+
 static void on_lease(struct frontend *frontend, enum side side, const struct channel_peer *peer,
                      const struct wire_lease *lease)
 {
@@ -337,6 +292,8 @@ static void on_lease(struct frontend *frontend, enum side side, const struct cha
     if (lease->number > session->heard_number[side])
         session->heard_number[side] = lease->number;
     session_bind(session, side, peer);
+    if (side == CONTROL)
+        take_credit(session, lease);
 }
 
 /* ---- requests ---- */
@@ -393,11 +350,6 @@ static void on_cancel(struct frontend *frontend, const struct channel_peer *peer
     frontend->events.on_cancel(frontend->events.user, session, cancel);
 }
 
-static void session_lost(struct session *session, enum wire_error_code code)
-{
-    session->frontend->events.on_session_lost(session->frontend->events.user, session, code);
-}
-
 static void on_client_goaway(struct frontend *frontend, const struct channel_peer *peer,
                              const struct wire_goaway *goaway)
 {
@@ -437,11 +389,11 @@ static void on_frame(struct frontend *frontend, enum side side, const struct cha
         on_cancel(frontend, peer, &message.cancel);
     else if (kind == WIRE_GOAWAY && side == CONTROL)
         on_client_goaway(frontend, peer, &message.goaway);
-    else if (kind == WIRE_ATTACH || kind == WIRE_DRAIN) {
-        char detail[64];
-        snprintf(detail, sizeof detail, "%s is not built yet", wire_kind_name(kind));
-        complain(frontend, side, peer, WIRE_ERROR_UNSUPPORTED, detail);
-    } else {
+    else if (kind == WIRE_ATTACH || kind == WIRE_DRAIN)
+        complain(frontend, side, peer, WIRE_ERROR_UNSUPPORTED,
+                 kind == WIRE_DRAIN ? "a router drains its workers by its operator port: POST /drain"
+                                    : "send the request again, with a newer attempt: the router attaches it");
+    else {
         char detail[96];
         snprintf(detail, sizeof detail, "%s does not belong on the %s connection of a client", wire_kind_name(kind),
                  side == CONTROL ? "control" : "data");
@@ -460,119 +412,14 @@ static void on_data_message(void *user, const struct channel_peer *peer, zmq_msg
     on_frame(user, DATA, peer, frames, count);
 }
 
-/* ---- to the client ---- */
-
-static bool queue_frame(struct outgoing_list *list, zmq_msg_t *frame, struct outgoing **out)
+const uint8_t *frontend_session_id(const struct session *session)
 {
-    struct outgoing *outgoing = calloc(1, sizeof *outgoing);
-    if (!outgoing) {
-        zmq_msg_close(frame);
-        return false;
-    }
-    zmq_msg_init(&outgoing->frame);
-    zmq_msg_move(&outgoing->frame, frame);
-    TAILQ_INSERT_TAIL(list, outgoing, next);
-    if (out)
-        *out = outgoing;
-    return true;
+    return session->id;
 }
 
-/* Tokens of the turn so far, into the queue. */
-static bool take_batch(struct session *session)
+bool frontend_session_has_credit(const struct session *session)
 {
-    zmq_msg_t frame;
-    struct wire_span bytes = wire_batch_take(session->batch);
-    if (bytes.size == 0)
-        return true;
-    if (zmq_msg_init_size(&frame, bytes.size) != 0)
-        return false;
-    memcpy(zmq_msg_data(&frame), bytes.data, bytes.size);
-    session->queue_bytes += bytes.size;
-    return queue_frame(&session->queue, &frame, NULL);
-}
-
-/* Its tokens have a hole from here on: nothing but terminals that say so may follow. */
-static void become_slow(struct session *session)
-{
-    if (session->slow)
-        return;
-    session->slow = true;
-    LOG_WARN("client %s does not read: its streams are cancelled", session->name[0] ? session->name : "-");
-    struct outgoing_list *lists[] = {&session->queue, &session->staged};
-    for (unsigned i = 0; i < 2; i++) {
-        struct outgoing *outgoing = TAILQ_FIRST(lists[i]);
-        while (outgoing) {
-            struct outgoing *next = TAILQ_NEXT(outgoing, next);
-            zmq_msg_t frame;
-            struct wire_message error = {.kind = WIRE_ERROR,
-                                         .error = {.request_id = wire_span_of(outgoing->request_id, WIRE_ID_BYTES),
-                                                   .stream = outgoing->stream,
-                                                   .attempt = outgoing->attempt,
-                                                   .code = WIRE_ERROR_SLOW_READER,
-                                                   .detail = wire_span_str("the reply was not read in time")}};
-            if (outgoing->terminal && frame_make(&error, &frame) == STATUS_OK)
-                zmq_msg_move(&outgoing->frame, &frame), zmq_msg_close(&frame);
-            else if (!outgoing->terminal)
-                outgoing_free(lists[i], outgoing);
-            outgoing = next;
-        }
-    }
-    session->queue_bytes = 0;
-    if (session->batch)
-        (void)wire_batch_take(session->batch);
-    mark_dirty(session);
-    session_lost(session, WIRE_ERROR_SLOW_READER);
-}
-
-void frontend_tokens(struct session *session, const struct wire_tokens_row *row)
-{
-    if (session->slow || session->broken)
-        return;
-    mark_dirty(session);
-    if (!session->batch && wire_batch_create(&session->batch) != STATUS_OK)
-        session->batch = NULL;
-    enum status st = session->batch ? wire_batch_add(session->batch, row) : STATUS_NO_MEMORY;
-    if (st == STATUS_AGAIN && take_batch(session))
-        st = wire_batch_add(session->batch, row);
-    if (st != STATUS_OK)
-        session->broken = true; /* the caller is in the middle of its requests: nothing ends here */
-}
-
-void frontend_terminal(struct session *session, const struct wire_message *terminal)
-{
-    zmq_msg_t frame;
-    struct outgoing *outgoing;
-    if (frame_make(terminal, &frame) != STATUS_OK || !queue_frame(&session->staged, &frame, &outgoing)) {
-        LOG_ERROR("a terminal is lost: %s", status_detail());
-        return;
-    }
-    const struct wire_span *id = NULL;
-    outgoing->terminal = true;
-    if (terminal->kind == WIRE_DONE) {
-        id = &terminal->done.request_id;
-        outgoing->stream = terminal->done.stream;
-        outgoing->attempt = terminal->done.attempt;
-    } else if (terminal->kind == WIRE_ERROR) {
-        id = &terminal->error.request_id;
-        outgoing->stream = terminal->error.stream;
-        outgoing->attempt = terminal->error.attempt;
-    } else {
-        id = &terminal->stream_ref.request_id;
-        outgoing->stream = terminal->stream_ref.stream;
-        outgoing->attempt = terminal->stream_ref.attempt;
-    }
-    if (id->size == WIRE_ID_BYTES)
-        memcpy(outgoing->request_id, id->data, WIRE_ID_BYTES);
-    mark_dirty(session);
-}
-
-void frontend_ack(struct session *session, const struct wire_stream_ref *ack)
-{
-    if (!session->bound[CONTROL])
-        return;
-    struct wire_message message = {.kind = WIRE_ACK, .stream_ref = *ack};
-    if (frame_send(session->frontend->channels[CONTROL], &session->peers[CONTROL], &message) == STATUS_CLOSED)
-        session->bound[CONTROL] = false;
+    return session->capabilities & WIRE_CAN_CREDIT;
 }
 
 void frontend_stream_open(struct session *session)
@@ -596,50 +443,6 @@ bool frontend_session_full(const struct session *session)
     return session->slow || session->streams >= FRONTEND_STREAMS_MAX || session->body_bytes_open > FRONTEND_GRANT_BYTES;
 }
 
-static void session_flush(struct session *session)
-{
-    struct frontend *frontend = session->frontend;
-    if (session->broken || (session->batch && !wire_batch_empty(session->batch) && !take_batch(session)))
-        become_slow(session);
-    session->broken = false;
-    TAILQ_CONCAT(&session->queue, &session->staged, next);
-    struct outgoing *outgoing;
-    while (session->bound[DATA] && (outgoing = TAILQ_FIRST(&session->queue))) {
-        zmq_msg_t copy; /* shares the bytes; the channel takes it even when it fails */
-        zmq_msg_init(&copy);
-        zmq_msg_copy(&copy, &outgoing->frame);
-        size_t size = zmq_msg_size(&outgoing->frame);
-        enum status st = channel_send(frontend->channels[DATA], &session->peers[DATA], &copy, 1);
-        if (st == STATUS_CLOSED) {
-            session->bound[DATA] = false;
-        } else if (st != STATUS_OK) {
-            become_slow(session);
-            return; /* tried again by frontend_expire */
-        } else {
-            if (!outgoing->terminal)
-                session->queue_bytes -= size;
-            outgoing_free(&session->queue, outgoing);
-        }
-    }
-    if (TAILQ_EMPTY(&session->queue))
-        session->slow = false;
-    else if (session->queue_bytes > FRONTEND_HELD_BYTES_MAX)
-        become_slow(session);
-}
-
-void frontend_flush(struct frontend *frontend)
-{
-    struct session *session, *last = TAILQ_LAST(&frontend->dirty, session_list);
-    while (last && (session = TAILQ_FIRST(&frontend->dirty))) {
-        bool end = session == last;
-        TAILQ_REMOVE(&frontend->dirty, session, in_dirty);
-        session->dirty = false;
-        session_flush(session);
-        if (end)
-            break;
-    }
-}
-
 void frontend_expire(struct frontend *frontend, uint64_t now_ms)
 {
     struct session *session = TAILQ_FIRST(&frontend->sessions);
@@ -647,7 +450,7 @@ void frontend_expire(struct frontend *frontend, uint64_t now_ms)
         struct session *next = TAILQ_NEXT(session, in_all);
         uint64_t silent_ms = now_ms > session->heard_ms ? now_ms - session->heard_ms : 0;
         if (session->bound[DATA] && !TAILQ_EMPTY(&session->queue))
-            mark_dirty(session);
+            session_mark_dirty(session);
         if (!session->lost && silent_ms > frontend->lease_expiry_ms) {
             session->lost = true;
             LOG_INFO("client %s is silent for %" PRIu64 " ms: its streams are cancelled",
@@ -681,6 +484,11 @@ size_t frontend_pending(const struct frontend *frontend)
         bytes += zmq_msg_size((zmq_msg_t *)&outgoing->frame);
     }
     return bytes;
+}
+
+unsigned frontend_session_count(const struct frontend *frontend)
+{
+    return frontend->session_count;
 }
 
 uint64_t frontend_malformed(const struct frontend *frontend)

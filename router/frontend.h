@@ -10,7 +10,10 @@
  *   2. a session that does not read (its queue or the limit above is full) loses its pending tokens and gets a
  *      SLOW_READER terminal for each stream instead, as soon as it reads again; nobody else waits for it;
  *   3. a session silent for client_lease_expiry_ms is reported lost once, and forgotten a minute later;
- *   4. no frame from outside ends in more than one ERROR without a request id, at most 10 a second for each connection.
+ *   4. a session that grants bytes (credit_connection_bytes) gets no TOKENS frame beyond them; what waits counts as not
+ *      read;
+ *   5. nobody is told WELCOME before frontend_open, and who has not heard it sends nothing but HELLO;
+ *   6. no frame from outside ends in more than one ERROR without a request id, at most 10 a second for each connection.
  * Loop thread only. Callbacks come from channel messages, or from frontend_flush and frontend_expire. */
 #ifndef ROOST_ROUTER_FRONTEND_H
 #define ROOST_ROUTER_FRONTEND_H
@@ -27,6 +30,7 @@ struct session; /* a client process */
 #define FRONTEND_SESSIONS_MAX   8192       /* 2 KB each with its peers: 16 MB */
 #define FRONTEND_STREAMS_MAX    4096       /* open requests of one session */
 #define FRONTEND_GRANT_BYTES    (4u << 20) /* bodies of one session that no worker has acknowledged */
+#define FRONTEND_STREAM_TOKENS  512u       /* first grant of a stream: 3.5 s of one that makes 140 tokens a second */
 #define FRONTEND_HELD_BYTES_MAX (1u << 20) /* 140 tokens of 10 bytes are 1.4 KB: 700 finished replies */
 
 struct frontend_events {
@@ -34,6 +38,8 @@ struct frontend_events {
     void (*on_request)(void *user, struct session *session, zmq_msg_t *head_frame, struct wire_message *head,
                        zmq_msg_t *body_frame);
     void (*on_cancel)(void *user, struct session *session, const struct wire_cancel *cancel);
+    /* The client takes so many tokens of its stream, over all choices. */
+    void (*on_credit)(void *user, struct session *session, uint32_t stream, uint64_t tokens_total);
     /* Every stream of the session ends with this code (CANCELLED or SLOW_READER), now. */
     void (*on_session_lost)(void *user, struct session *session, enum wire_error_code code);
     void *user;
@@ -49,8 +55,13 @@ struct frontend_config {
 enum status frontend_create(struct loop *loop, void *zmq_context, const struct frontend_config *config,
                             const struct frontend_events *events, struct frontend **out);
 void frontend_destroy(struct frontend **frontend);
+/* Until then nobody is told WELCOME, so clients use other routers; who said HELLO is told now. Once. */
+void frontend_open(struct frontend *frontend);
 const char *frontend_control_endpoint(const struct frontend *frontend);
 const char *frontend_data_endpoint(const struct frontend *frontend);
+
+const uint8_t *frontend_session_id(const struct session *session); /* 16 bytes */
+bool frontend_session_has_credit(const struct session *session);   /* it grants what it takes */
 
 /* To a client. terminal: DONE, ERROR, NEED_HISTORY or RESEND with the client's own stream and attempt. */
 void frontend_tokens(struct session *session, const struct wire_tokens_row *row);
@@ -68,5 +79,6 @@ void frontend_expire(struct frontend *frontend, uint64_t now_ms);     /* leases;
 void frontend_drain(struct frontend *frontend, uint32_t deadline_ms); /* GOAWAY to everyone, and to who comes later */
 size_t frontend_pending(const struct frontend *frontend);             /* bytes that clients have not taken yet */
 uint64_t frontend_malformed(const struct frontend *frontend);
+unsigned frontend_session_count(const struct frontend *frontend); /* silent ones too, until they are forgotten */
 
 #endif

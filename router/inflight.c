@@ -8,13 +8,25 @@ static unsigned key_hash(const void *key, size_t size);
 #include <stdlib.h>
 #include <string.h>
 
+enum { REPLY_ROOM_MIN = 256 }; /* bytes: 64 ids */
+
 TAILQ_HEAD(request_list, request);
+
+struct inflight_tenant { /* while it has a request here */
+    uint8_t name[WIRE_NAME_MAX + 1];
+    unsigned requests;
+    uint64_t bytes;
+    struct request_list kept; /* oldest acknowledged first */
+    UT_hash_handle hh;
+};
 
 struct inflight {
     struct inflight_config config;
     struct request_list lists[REQUEST_STATE_COUNT];
     unsigned counts[REQUEST_STATE_COUNT], count;
-    uint64_t bytes;
+    uint64_t bytes, tenant_bytes_max, shed_count;
+    struct request_list kept; /* oldest acknowledged first */
+    struct inflight_tenant *tenants;
     struct request *ids, *streams, *backends; /* hash tables */
     uint32_t last_backend_stream;
 };
@@ -37,6 +49,10 @@ enum status inflight_create(const struct inflight_config *config, struct infligh
     inflight->config = *config;
     for (unsigned i = 0; i < REQUEST_STATE_COUNT; i++)
         TAILQ_INIT(&inflight->lists[i]);
+    TAILQ_INIT(&inflight->kept);
+    inflight->tenant_bytes_max = config->bytes_max / INFLIGHT_TENANT_SHARE;
+    if (inflight->tenant_bytes_max < INFLIGHT_REQUEST_BYTES_MAX)
+        inflight->tenant_bytes_max = INFLIGHT_REQUEST_BYTES_MAX;
     *out = inflight;
     return STATUS_OK;
 }
@@ -109,28 +125,168 @@ static bool request_hash(struct inflight *inflight, struct request *request)
     return true;
 }
 
-enum status inflight_add(struct inflight *inflight, struct session *session, zmq_msg_t *head_frame,
-                         struct wire_message *head, zmq_msg_t *body_frame, struct request **out)
+/* ---- tenants and bytes ---- */
+
+static struct inflight_tenant *tenant_join(struct inflight *inflight, const uint8_t *name)
 {
-    size_t bytes = zmq_msg_size(head_frame) + zmq_msg_size(body_frame);
-    if (inflight->count >= inflight->config.requests_max)
-        return STATUS_FAIL(STATUS_LIMIT, "%u requests are in flight", inflight->count);
-    if (bytes > inflight->config.bytes_max - inflight->bytes)
-        return STATUS_FAIL(STATUS_LIMIT, "%llu bytes of requests are in flight", (unsigned long long)inflight->bytes);
-    if (inflight_find_id(inflight, head->head.tenant, head->head.request_id))
-        return STATUS_FAIL(STATUS_EXISTS, "this request id is in flight");
-    if (inflight_find_stream(inflight, head->head.session, head->head.stream))
-        return STATUS_FAIL(STATUS_EXISTS, "stream %u is in use", head->head.stream);
-    struct request *request = calloc(1, sizeof *request);
-    if (!request)
-        return STATUS_FAIL(STATUS_NO_MEMORY, "a request");
-    make_id_key(head->head.tenant, head->head.request_id, &request->id_key);
-    make_stream_key(head->head.session, head->head.stream, &request->stream_key);
-    if (!request_hash(inflight, request)) {
-        free(request);
-        return STATUS_FAIL(STATUS_NO_MEMORY, "the in-flight table");
+    struct inflight_tenant *tenant;
+    HASH_FIND(hh, inflight->tenants, name, sizeof tenant->name, tenant);
+    if (!tenant) {
+        if (!(tenant = calloc(1, sizeof *tenant)))
+            return NULL;
+        memcpy(tenant->name, name, sizeof tenant->name);
+        TAILQ_INIT(&tenant->kept);
+        HASH_ADD(hh, inflight->tenants, name, sizeof tenant->name, tenant);
+        if (!tenant->hh.tbl) {
+            free(tenant);
+            return NULL;
+        }
     }
+    tenant->requests++;
+    return tenant;
+}
+
+static void tenant_leave(struct inflight *inflight, struct inflight_tenant *tenant)
+{
+    if (--tenant->requests > 0)
+        return;
+    HASH_DELETE(hh, inflight->tenants, tenant);
+    free(tenant);
+}
+
+static void hold(struct inflight *inflight, struct request *request, size_t bytes)
+{
+    request->bytes += bytes;
+    request->tenant->bytes += bytes;
+    inflight->bytes += bytes;
+}
+
+static void let_go(struct inflight *inflight, struct request *request, size_t bytes)
+{
+    request->bytes -= bytes;
+    request->tenant->bytes -= bytes;
+    inflight->bytes -= bytes;
+}
+
+static void unkeep(struct inflight *inflight, struct request *request)
+{
+    if (!request->kept)
+        return;
+    request->kept = false;
+    TAILQ_REMOVE(&inflight->kept, request, in_kept);
+    TAILQ_REMOVE(&request->tenant->kept, request, in_tenant);
+}
+
+void inflight_acknowledged(struct inflight *inflight, struct request *request)
+{
+    if (request->kept || request->shed)
+        return;
+    request->kept = true;
+    TAILQ_INSERT_TAIL(&inflight->kept, request, in_kept);
+    TAILQ_INSERT_TAIL(&request->tenant->kept, request, in_tenant);
+}
+
+static size_t ids_room(const struct request *request)
+{
+    size_t bytes = 0;
+    for (unsigned i = 0; i < WIRE_CHOICES_MAX; i++)
+        bytes += request->replies[i].room;
+    return bytes;
+}
+
+static void free_ids(struct request *request)
+{
+    for (unsigned i = 0; i < WIRE_CHOICES_MAX; i++)
+        free(request->replies[i].ids);
+    memset(request->replies, 0, sizeof request->replies);
+}
+
+void inflight_shed(struct inflight *inflight, struct request *request)
+{
+    if (request->shed)
+        return;
+    unkeep(inflight, request);
+    let_go(inflight, request, zmq_msg_size(&request->body_frame) + ids_room(request));
+    zmq_msg_close(&request->body_frame);
+    zmq_msg_init(&request->body_frame);
+    free_ids(request);
+    request->shed = true;
+    inflight->shed_count++;
+}
+
+/* Sheds others until `bytes` more fit. False: they do not, whoever goes. */
+static bool make_room(struct inflight *inflight, struct inflight_tenant *tenant, size_t bytes)
+{
+    struct request *oldest;
+    while (tenant->bytes + bytes > inflight->tenant_bytes_max && (oldest = TAILQ_FIRST(&tenant->kept)))
+        inflight_shed(inflight, oldest);
+    if (tenant->bytes + bytes > inflight->tenant_bytes_max)
+        return false;
+    while (inflight->bytes + bytes > inflight->config.bytes_max && (oldest = TAILQ_FIRST(&inflight->kept)))
+        inflight_shed(inflight, oldest);
+    return inflight->bytes + bytes <= inflight->config.bytes_max;
+}
+
+void inflight_keep_ids(struct inflight *inflight, struct request *request, unsigned choice, struct wire_span ids)
+{
+    struct request_reply *reply = &request->replies[choice];
+    if (request->shed || ids.size == 0)
+        return;
+    request->ids_count += ids.size / 4;
+    if (reply->size + ids.size > reply->room) {
+        size_t room = reply->room ? 2 * reply->room : REPLY_ROOM_MIN;
+        while (room < reply->size + ids.size)
+            room *= 2;
+        bool fits = request->ids_count <= REQUEST_RESUME_IDS_MAX &&
+                    make_room(inflight, request->tenant, room - reply->room) && !request->shed;
+        uint8_t *grown = fits ? realloc(reply->ids, room) : NULL;
+        if (!grown) {
+            inflight_shed(inflight, request);
+            return;
+        }
+        hold(inflight, request, room - reply->room);
+        reply->ids = grown;
+        reply->room = room;
+    }
+    memcpy(reply->ids + reply->size, ids.data, ids.size);
+    reply->size += ids.size;
+}
+
+/* ---- frames ---- */
+
+/* What the request holds of these frames, and of the ids of their resume. */
+static size_t bytes_of(const zmq_msg_t *head_frame, const struct wire_message *head, const zmq_msg_t *body_frame)
+{
+    return zmq_msg_size(head_frame) + zmq_msg_size(body_frame) + head->head.resume.ids.size;
+}
+
+/* The replies of a head's resume. */
+static enum status copy_resume(const struct wire_resume *resume, struct request_reply replies[WIRE_CHOICES_MAX])
+{
+    size_t at = 0;
+    memset(replies, 0, WIRE_CHOICES_MAX * sizeof *replies);
+    for (unsigned i = 0; i < resume->counts.size / 4; i++) {
+        struct request_reply *reply = &replies[i];
+        reply->size = reply->room = 4 * (size_t)wire_u32_at(resume->counts, i);
+        if (reply->size && !(reply->ids = malloc(reply->size))) {
+            for (unsigned j = 0; j < i; j++)
+                free(replies[j].ids);
+            return STATUS_FAIL(STATUS_NO_MEMORY, "the tokens of a resume");
+        }
+        if (reply->size)
+            memcpy(reply->ids, resume->ids.data + at, reply->size);
+        at += reply->size;
+    }
+    return STATUS_OK;
+}
+
+/* Frames, head and replies become the request's; what it had is freed already. */
+static void take(struct inflight *inflight, struct request *request, zmq_msg_t *head_frame, struct wire_message *head,
+                 zmq_msg_t *body_frame, const struct request_reply replies[WIRE_CHOICES_MAX])
+{
     const void *head_bytes = zmq_msg_data(head_frame);
+    hold(inflight, request, bytes_of(head_frame, head, body_frame));
+    request->body_bytes = zmq_msg_size(body_frame);
     zmq_msg_init(&request->head_frame);
     zmq_msg_init(&request->body_frame);
     zmq_msg_move(&request->head_frame, head_frame);
@@ -140,15 +296,92 @@ enum status inflight_add(struct inflight *inflight, struct session *session, zmq
     (void)head_bytes;
     request->head = *head;
     memset(head, 0, sizeof *head);
+    const struct wire_head *given = &request->head.head;
+    request->shed = false;
+    memcpy(request->replies, replies, sizeof request->replies);
+    request->ids_count = request->released = given->resume.ids.size / 4;
+    request->choices = (unsigned)(given->resume.counts.size / 4);
+    memset(request->next, 0, sizeof request->next);
+    for (unsigned i = 0; i < request->choices; i++)
+        request->next[i] = (uint32_t)(replies[i].size / 4);
+    request->ended = 0;
+    request->client_attempt = given->attempt;
+    request->has_numerics = request->released > 0 && given->numerics_id.size == REQUEST_NUMERICS_BYTES;
+    if (request->has_numerics)
+        memcpy(request->numerics_id, given->numerics_id.data, REQUEST_NUMERICS_BYTES);
+}
+
+static void free_frames(struct request *request)
+{
+    wire_message_free(&request->head);
+    zmq_msg_close(&request->head_frame);
+    zmq_msg_close(&request->body_frame);
+    free_ids(request);
+}
+
+/* ---- members ---- */
+
+static enum status add_member(struct inflight *inflight, struct session *session, const struct wire_head *head,
+                              struct request **out)
+{
+    struct request *request = calloc(1, sizeof *request);
+    if (!request)
+        return STATUS_FAIL(STATUS_NO_MEMORY, "a request");
+    make_id_key(head->tenant, head->request_id, &request->id_key);
+    make_stream_key(head->session, head->stream, &request->stream_key);
     request->session = session;
-    request->bytes = bytes;
-    request->client_attempt = request->head.head.attempt;
-    request->loss_count = request->head.head.loss_count;
+    request->tenant = tenant_join(inflight, request->id_key.tenant);
+    if (!request->tenant || !request_hash(inflight, request)) {
+        if (request->tenant)
+            tenant_leave(inflight, request->tenant);
+        free(request);
+        return STATUS_FAIL(STATUS_NO_MEMORY, "the in-flight table");
+    }
     request->state = REQUEST_PLACING;
     TAILQ_INSERT_TAIL(&inflight->lists[REQUEST_PLACING], request, in_state);
     inflight->counts[REQUEST_PLACING]++;
     inflight->count++;
-    inflight->bytes += bytes;
+    *out = request;
+    return STATUS_OK;
+}
+
+static void remove_member(struct inflight *inflight, struct request *request)
+{
+    unkeep(inflight, request);
+    let_go(inflight, request, request->bytes);
+    tenant_leave(inflight, request->tenant);
+    HASH_DELETE(by_id, inflight->ids, request);
+    HASH_DELETE(by_stream, inflight->streams, request);
+    TAILQ_REMOVE(&inflight->lists[request->state], request, in_state);
+    inflight->counts[request->state]--;
+    inflight->count--;
+    free(request);
+}
+
+enum status inflight_add(struct inflight *inflight, struct session *session, zmq_msg_t *head_frame,
+                         struct wire_message *head, zmq_msg_t *body_frame, struct request **out)
+{
+    struct request_reply replies[WIRE_CHOICES_MAX];
+    struct request *request = NULL;
+    if (inflight->count >= inflight->config.requests_max)
+        return STATUS_FAIL(STATUS_LIMIT, "%u requests are in flight", inflight->count);
+    if (inflight_find_id(inflight, head->head.tenant, head->head.request_id))
+        return STATUS_FAIL(STATUS_EXISTS, "this request id is in flight");
+    if (inflight_find_stream(inflight, head->head.session, head->head.stream))
+        return STATUS_FAIL(STATUS_EXISTS, "stream %u is in use", head->head.stream);
+    TRY(add_member(inflight, session, &head->head, &request));
+    enum status st;
+    if (head->head.resume.ids.size / 4 > REQUEST_RESUME_IDS_MAX ||
+        !make_room(inflight, request->tenant, bytes_of(head_frame, head, body_frame)))
+        st = STATUS_FAIL(STATUS_LIMIT, "%llu bytes of requests are in flight", (unsigned long long)inflight->bytes);
+    else
+        st = copy_resume(&head->head.resume, replies);
+    if (st != STATUS_OK) {
+        remove_member(inflight, request);
+        return st;
+    }
+    take(inflight, request, head_frame, head, body_frame, replies);
+    request->loss_count = request->head.head.loss_count;
     *out = request;
     return STATUS_OK;
 }
@@ -156,28 +389,11 @@ enum status inflight_add(struct inflight *inflight, struct session *session, zmq
 void inflight_remove(struct inflight *inflight, struct request *request)
 {
     inflight_unbind(inflight, request);
-    HASH_DELETE(by_id, inflight->ids, request);
-    HASH_DELETE(by_stream, inflight->streams, request);
-    TAILQ_REMOVE(&inflight->lists[request->state], request, in_state);
-    inflight->counts[request->state]--;
-    inflight->count--;
-    inflight->bytes -= request->bytes;
-    wire_message_free(&request->head);
-    zmq_msg_close(&request->head_frame);
-    zmq_msg_close(&request->body_frame);
-    free(request);
+    free_frames(request);
+    remove_member(inflight, request);
 }
 
-void inflight_move(struct inflight *inflight, struct request *request, enum request_state state)
-{
-    TAILQ_REMOVE(&inflight->lists[request->state], request, in_state);
-    inflight->counts[request->state]--;
-    request->state = state;
-    TAILQ_INSERT_TAIL(&inflight->lists[state], request, in_state);
-    inflight->counts[state]++;
-}
-
-enum status inflight_rename(struct inflight *inflight, struct request *request, uint32_t stream)
+static enum status rename_stream(struct inflight *inflight, struct request *request, uint32_t stream)
 {
     if (stream == request->stream_key.stream)
         return STATUS_OK;
@@ -193,6 +409,42 @@ enum status inflight_rename(struct inflight *inflight, struct request *request, 
     request->stream_key.stream = old; /* its room is still there */
     HASH_ADD(by_stream, inflight->streams, stream_key, sizeof request->stream_key, request);
     return STATUS_FAIL(STATUS_NO_MEMORY, "the in-flight table");
+}
+
+enum status inflight_replace(struct inflight *inflight, struct request *request, zmq_msg_t *head_frame,
+                             struct wire_message *head, zmq_msg_t *body_frame)
+{
+    struct request_reply replies[WIRE_CHOICES_MAX];
+    size_t bytes = bytes_of(head_frame, head, body_frame), had = request->bytes;
+    bool kept = request->kept;
+    unkeep(inflight, request);
+    let_go(inflight, request, had);
+    enum status st;
+    if (head->head.resume.ids.size / 4 > REQUEST_RESUME_IDS_MAX || !make_room(inflight, request->tenant, bytes))
+        st = STATUS_FAIL(STATUS_LIMIT, "%llu bytes of requests are in flight", (unsigned long long)inflight->bytes);
+    else
+        st = copy_resume(&head->head.resume, replies);
+    if (st == STATUS_OK && (st = rename_stream(inflight, request, head->head.stream)) != STATUS_OK)
+        for (unsigned i = 0; i < WIRE_CHOICES_MAX; i++)
+            free(replies[i].ids);
+    if (st != STATUS_OK) {
+        hold(inflight, request, had);
+        if (kept)
+            inflight_acknowledged(inflight, request);
+        return st;
+    }
+    free_frames(request);
+    take(inflight, request, head_frame, head, body_frame, replies);
+    return STATUS_OK;
+}
+
+void inflight_move(struct inflight *inflight, struct request *request, enum request_state state)
+{
+    TAILQ_REMOVE(&inflight->lists[request->state], request, in_state);
+    inflight->counts[request->state]--;
+    request->state = state;
+    TAILQ_INSERT_TAIL(&inflight->lists[state], request, in_state);
+    inflight->counts[state]++;
 }
 
 enum status inflight_bind(struct inflight *inflight, struct request *request, struct worker *worker)
@@ -214,6 +466,7 @@ void inflight_unbind(struct inflight *inflight, struct request *request)
 {
     if (!request->worker)
         return;
+    unkeep(inflight, request);
     HASH_DELETE(by_backend, inflight->backends, request);
     request->worker = NULL;
 }
@@ -241,4 +494,9 @@ unsigned inflight_count_in(const struct inflight *inflight, enum request_state s
 uint64_t inflight_bytes(const struct inflight *inflight)
 {
     return inflight->bytes;
+}
+
+uint64_t inflight_shed_count(const struct inflight *inflight)
+{
+    return inflight->shed_count;
 }

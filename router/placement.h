@@ -6,23 +6,30 @@
  *   claim    first writer wins: there is no record -> the proposal stands (ours); there is one -> the answer tells it.
  *            Renews the record's life. A record that breaks a rule counts as none.
  *   replace  compare-and-set on (owner, epoch): ours says whether desired stands; the answer tells what stands.
- *            A new owner raises the epoch; the same owner (to note its cache id) keeps it.
+ *            A new owner raises the epoch, and has no tokens yet. The same owner (to note its cache id) keeps epoch,
+ *            tokens and tier.
  *   forget   deletes if (owner, epoch) still stand; ours says whether it did.
  *
- * Epochs grow: a new one is max(stored + 1, the store's clock in us, the epoch given). Loop thread only. */
+ * Routers write owner, cache id and epoch. Tokens and tier are written by the owner alone (worker/server/
+ * conversations.h); what a caller puts there is not looked at.
+ *
+ * Epochs grow: a new one is max(stored + 1, the store's clock in us, the epoch given). So the store's clock and the
+ * epoch tell how old an ownership is. Loop thread only. */
 #ifndef ROOST_ROUTER_PLACEMENT_H
 #define ROOST_ROUTER_PLACEMENT_H
 #include <stdbool.h>
 #include <stdint.h>
 #include "common/hash.h"
+#include "common/redis_record.h"
 #include "common/status.h"
 #include "proto/wire.h"
 
 struct loop;
+struct redisReply;
 struct redis_link;
 
-#define PLACEMENT_TTL_S     86400               /* a day without a turn: no worker holds its cache by then */
-#define PLACEMENT_EPOCH_MAX (UINT64_C(1) << 52) /* Lua counts in doubles; us since 1970 reach it in the year 2112 */
+#define PLACEMENT_TTL_S     REDIS_RECORD_TTL_S
+#define PLACEMENT_EPOCH_MAX REDIS_RECORD_EPOCH_MAX
 #define PLACEMENT_BUDGET_MS 2 /* what a request may lose to a slow Redis; it usually answers in a fraction of it */
 
 struct placement_key {
@@ -30,11 +37,15 @@ struct placement_key {
     char hex[HASH_HEX_SIZE(16)];
 };
 
+enum placement_tier { PLACEMENT_TIER_UNKNOWN, PLACEMENT_TIER_DEVICE, PLACEMENT_TIER_HOST };
+
 struct placement_record {
     char owner[WIRE_NAME_MAX + 1]; /* worker name */
     bool has_cache;
     uint8_t cache_id[WIRE_ID_BYTES];
     uint64_t epoch;
+    uint32_t tokens;          /* that the owner held at the end of its last turn; 0: it has not said */
+    enum placement_tier tier; /* where it held them */
 };
 
 struct placement_answer {
@@ -43,6 +54,7 @@ struct placement_answer {
     bool ours;
     bool found; /* record is valid; false after a forget */
     struct placement_record record;
+    uint64_t age_ms; /* with found: since the owner became it, on the store's clock; 0: just now, or in its future */
 };
 
 /* Called exactly once, and exactly once more (late) after a STATUS_TIMEOUT. */
@@ -73,6 +85,9 @@ struct placement {
 /* Over a link, which is borrowed and outlives the store. Destroy the store only after the link: the link answers what
  * is open. */
 enum status placement_redis_create(struct redis_link *link, struct placement **out);
+/* What a script answered; st and late are the caller's. STATUS_CORRUPT: it is no such answer, and *out is untouched. A
+ * pure function, for tests and fuzzing. */
+enum status placement_redis_parse(const struct redisReply *reply, struct placement_answer *out);
 /* In this process: for one router, and for tests. Keeps the entries_max most recent records. */
 enum status placement_memory_create(struct loop *loop, uint32_t entries_max, struct placement **out);
 void placement_destroy(struct placement **placement); /* accepts NULL */

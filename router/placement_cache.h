@@ -1,7 +1,7 @@
 /* placement_cache.h - the most recent placement records, in a fixed block of memory; the least recently used one makes
- * room. A router keeps one for the time when Redis does not answer; the in-process store is one. 65,536 records of 144
- * bytes and 131,072 buckets of 4: 10 MB, and at 100 requests a second the conversations of 11 minutes. Owned by one
- * thread. Always true: each record is in one bucket chain and in the LRU list, or in the free list. */
+ * room (common/recent.h). A router keeps one for the time when Redis does not answer; the in-process store is one.
+ * 65,536 records of 144 bytes and 131,072 buckets of 4: 10 MB, and at 100 requests a second the conversations of 11
+ * minutes. Owned by one thread. */
 #ifndef ROOST_ROUTER_PLACEMENT_CACHE_H
 #define ROOST_ROUTER_PLACEMENT_CACHE_H
 #include "router/placement.h"

@@ -85,6 +85,15 @@ static uint64_t epoch_next(uint64_t stored, uint64_t given)
     return epoch;
 }
 
+static struct placement_answer answer_of(bool ours, const struct placement_record *record)
+{
+    uint64_t now = clock_now_us();
+    return (struct placement_answer){.ours = ours,
+                                     .found = true,
+                                     .record = *record,
+                                     .age_ms = now > record->epoch ? (now - record->epoch) / 1000 : 0};
+}
+
 static bool stands(const struct placement_record *record, const struct placement_record *expected)
 {
     return record && record->epoch == expected->epoch && strcmp(record->owner, expected->owner) == 0;
@@ -101,9 +110,12 @@ static enum status memory_claim(struct placement *self, const struct placement_k
     if (ours) {
         struct placement_record fresh = *proposal;
         fresh.epoch = epoch_next(0, proposal->epoch);
+        fresh.tokens = 0;
+        fresh.tier = PLACEMENT_TIER_UNKNOWN;
         record = placement_cache_put(memory->records, key, &fresh);
     }
-    return answer_later(memory, &(struct placement_answer){.ours = ours, .found = true, .record = *record}, fn, user);
+    struct placement_answer answer = answer_of(ours, record);
+    return answer_later(memory, &answer, fn, user);
 }
 
 static enum status memory_replace(struct placement *self, const struct placement_key *key,
@@ -118,9 +130,12 @@ static enum status memory_replace(struct placement *self, const struct placement
         struct placement_record fresh = *desired;
         bool same_owner = record && strcmp(record->owner, desired->owner) == 0;
         fresh.epoch = same_owner ? record->epoch : epoch_next(record ? record->epoch : expected->epoch, desired->epoch);
+        fresh.tokens = same_owner ? record->tokens : 0;
+        fresh.tier = same_owner ? record->tier : PLACEMENT_TIER_UNKNOWN;
         record = placement_cache_put(memory->records, key, &fresh);
     }
-    return answer_later(memory, &(struct placement_answer){.ours = ours, .found = true, .record = *record}, fn, user);
+    struct placement_answer answer = answer_of(ours, record);
+    return answer_later(memory, &answer, fn, user);
 }
 
 static enum status memory_forget(struct placement *self, const struct placement_key *key,

@@ -1,18 +1,22 @@
 /* router.c - a router as a whole: what it is made of, the turn of its loop, draining, the end. Owns struct router and
- * all that hangs off it. Requests live in three files beside this one:
+ * all that hangs off it. Requests live in five files beside this one:
  *
- *   client -> frontend -> router_request.c: begins -> router_route.c: asks the store, chooses, sends -> worker
+ *   client -> frontend -> router_request.c: begins -> router_route.c: asks the store, chooses
+ *                         router_attach.c: does a worker have it? <-> router_dispatch.c: sends it, waits ----> worker
  *   client <- frontend <- router_request.c: ends <--- router_reply.c: tokens, terminals, losses <------ worker
  *
- *   on_turn_end:  tick_due -> tick: workers, clients, requests expire
+ *   on_turn_end:  tick_due -> tick: workers, clients, requests expire; a new router opens for clients
  *                 worker_pool_turn -> router_retry_waiting -> frontend_flush -> check_drained
  *
  * Loop thread only. Always true:
  *   1. after a stall of our own deadlines wait for one lease and silence is judged after two: what came in is read
  * first;
  *   2. work of a tick is done at the end of a turn, when sockets have been read;
- *   3. on_drained is called once, when nothing is in flight and no client is owed a byte. */
+ *   3. it is open for clients once it knows what its decisions need: Redis answered and everybody it names is up, or
+ *      the time for that is over. A router that is restarted under load would send conversations anywhere before;
+ *   4. on_drained is called once, when nothing is in flight and no client is owed a byte. */
 #include "router/router.h"
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,6 +24,7 @@
 #include "common/log.h"
 #include "common/loop.h"
 #include "common/redis_link.h"
+#include "router/decision_log.h"
 #include "router/router_internal.h"
 
 enum {
@@ -28,8 +33,14 @@ enum {
     DEADLINE_STALLS_MAX = 1, /* and keeps deadlines one lease late */
     DRAIN_SETTLE_MS = 200,   /* after the last terminal: LINGER is 0, so what ZeroMQ holds must get out first */
     REDIS_ABSENT_MS = 1500,  /* after start: then say so; a first connection and its probe need less */
+    MEET_MS = 500,           /* for workers, from when Redis answers or is given up: a connection, HELLO and a lease of
+                                200 ms on each link; who is named there and gone needs not be waited for longer */
+    PATIENT_MS = 1000,       /* clients try again after 0.1 to 2 s, and most had a link that was only waiting */
     REDIS_SAY_MS = 5000,     /* between two lines about it: a link that flaps fills no log */
 };
+
+const double router_placement_bounds[ROUTER_PLACEMENT_BOUNDS] = {0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.01, 0.1, 1};
+const double router_cancel_bounds[ROUTER_CANCEL_BOUNDS] = {0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3};
 
 /* ---- time ---- */
 
@@ -69,6 +80,21 @@ static bool may_expire(struct router_catch_up *catch_up, bool stalled, unsigned 
     return true;
 }
 
+/* Where records are not shared there is nothing to be learnt: requests wait for workers themselves. */
+static void open_when_met(struct router *router, uint64_t now)
+{
+    bool told = redis_link_up(router->redis) || now - router->created_ms >= REDIS_ABSENT_MS;
+    if (told && router->redis_told_ms == 0)
+        router->redis_told_ms = now;
+    if (!told || (!worker_pool_met(router->pool) && now - router->redis_told_ms < MEET_MS))
+        return;
+    router->open = true;
+    router->patient_until_ms = now + PATIENT_MS;
+    frontend_open(router->frontend);
+    LOG_INFO("open for clients after %" PRIu64 " ms, %u workers are ready", now - router->created_ms,
+             router_workers_ready(router));
+}
+
 static void tick(struct router *router)
 {
     uint64_t now = router_now_ms(router);
@@ -85,6 +111,8 @@ static void tick(struct router *router)
         frontend_expire(router->frontend, now);
     if (router->redis)
         say_redis_state(router, now);
+    if (!router->open)
+        open_when_met(router, now);
 }
 
 static void check_drained(struct router *router)
@@ -132,6 +160,9 @@ static enum status create_placement(struct router *router, const struct router_s
     if (strcmp(settings->placement, "memory") == 0)
         return placement_memory_create(router->loop, PLACEMENT_CACHE_ENTRIES, &router->placement);
     struct redis_link_config config = {.address = settings->redis_address,
+                                       .sentinels = (const char *const *)settings->redis_sentinels.items,
+                                       .sentinel_count = (unsigned)settings->redis_sentinels.count,
+                                       .sentinel_master = settings->redis_sentinel_master,
                                        .user = settings->redis_user,
                                        .password = redis_password,
                                        .database = (uint32_t)settings->redis_database,
@@ -188,6 +219,8 @@ enum status router_create(struct loop *loop, void *zmq_context, const struct rou
         st = STATUS_FAIL(STATUS_NO_MEMORY, "the policy table");
         goto fail;
     }
+    if (settings->decision_log && settings->decision_log[0])
+        TRY_GOTO(decision_log_create(settings->decision_log, settings->decision_sample, &router->decisions), st, fail);
     TRY_GOTO(inflight_create(&limits, &router->inflight), st, fail);
     TRY_GOTO(placement_cache_create(PLACEMENT_CACHE_ENTRIES, &router->recent), st, fail);
     TRY_GOTO(create_frontend(router, zmq_context, settings), st, fail);
@@ -195,6 +228,10 @@ enum status router_create(struct loop *loop, void *zmq_context, const struct rou
     TRY_GOTO(create_placement(router, settings, redis_password), st, fail);
     TRY_GOTO(loop_timer_create(loop, TICK_MS, true, on_tick, router, &router->tick_timer), st, fail);
     TRY_GOTO(loop_hook_create(loop, on_turn_end, router, &router->hook), st, fail);
+    if (!router->redis) {
+        router->open = true;
+        frontend_open(router->frontend);
+    }
     *out = router;
     return STATUS_OK;
 fail:
@@ -222,6 +259,7 @@ void router_destroy(struct router **router)
     inflight_destroy(&gone->inflight);
     frontend_destroy(&gone->frontend);
     placement_cache_destroy(&gone->recent);
+    decision_log_destroy(&gone->decisions);
     free(gone->table);
     free(gone);
 }
@@ -248,6 +286,9 @@ void router_stats_read(const struct router *router, struct router_stats *out)
 {
     *out = router->stats;
     out->malformed = frontend_malformed(router->frontend);
+    out->shed = inflight_shed_count(router->inflight);
+    out->decisions_dropped = decision_log_dropped(router->decisions);
+    out->in_flight_bytes = inflight_bytes(router->inflight);
 }
 
 unsigned router_in_flight(const struct router *router)

@@ -4,11 +4,14 @@
  * which outlives it. Loop thread only. */
 #ifndef ROOST_ROUTER_WORKER_DIRECTORY_H
 #define ROOST_ROUTER_WORKER_DIRECTORY_H
+#include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 #include "common/status.h"
 #include "proto/wire.h"
 
 struct loop;
+struct redisReply;
 struct redis_link;
 struct worker_directory;
 
@@ -29,6 +32,9 @@ enum status worker_directory_create(struct loop *loop, struct redis_link *link, 
                                     struct worker_directory **out);
 /* Now, unless a reading is under way: Redis has just come. */
 void worker_directory_read(struct worker_directory *directory);
+/* What Redis answers, checked: the name at i, an endpoint. False: it is none. Pure functions, for tests and fuzzing. */
+bool worker_directory_parse_name(const struct redisReply *names, size_t i, char name[WIRE_NAME_MAX + 1]);
+bool worker_directory_parse_endpoint(const struct redisReply *reply, char endpoint[WORKER_ENDPOINT_MAX]);
 /* After the link: the link answers what is open. */
 void worker_directory_destroy(struct worker_directory **directory);
 

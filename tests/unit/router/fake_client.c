@@ -28,8 +28,35 @@ static void say_hello(struct fake_client *client, bool data)
                                            .role = client->role,
                                            .connection = data ? WIRE_CONNECTION_DATA : WIRE_CONNECTION_CONTROL,
                                            .name = wire_span_str("fake"),
-                                           .lease_ms = 100}};
+                                           .lease_ms = 100,
+                                           .capabilities = client->capabilities}};
     fake_client_send(client, data, &hello);
+}
+
+void fake_client_hello(struct fake_client *client)
+{
+    say_hello(client, false);
+    say_hello(client, true);
+}
+
+void fake_client_grant(struct fake_client *client, uint32_t stream, uint64_t tokens, uint64_t connection_bytes)
+{
+    struct wire_message lease = {.kind = WIRE_LEASE,
+                                 .lease = {.session = wire_span_of(client->session, WIRE_ID_BYTES),
+                                           .number = ++client->number[0],
+                                           .echo = client->heard[0],
+                                           .credit_streams = wire_span_of(&stream, sizeof stream),
+                                           .credit_tokens = wire_span_of(&tokens, sizeof tokens),
+                                           .credit_connection_bytes = connection_bytes}};
+    fake_client_send(client, false, &lease);
+}
+
+static void on_ack(struct fake_stream *stream, const struct wire_stream_ref *ack)
+{
+    stream->acks++;
+    stream->has_numerics_id = ack->numerics_id.size == sizeof stream->numerics_id;
+    if (stream->has_numerics_id)
+        memcpy(stream->numerics_id, ack->numerics_id.data, sizeof stream->numerics_id);
 }
 
 static void on_timer(void *user)
@@ -75,8 +102,8 @@ static void on_tokens(struct fake_client *client, const struct wire_tokens *toke
         for (unsigned i = 0; i < row.logprobs.size / 4; i++)
             stream->logprobs += wire_f32_at(row.logprobs, i) == -(float)wire_u32_at(row.ids, i) / 2;
         for (unsigned i = 0; i < row.alternative_ids.size / 4; i++)
-            stream->alternatives +=
-                wire_u32_at(row.alternative_ids, i) == wire_u32_at(row.ids, i / row.alternatives) + i % row.alternatives;
+            stream->alternatives += wire_u32_at(row.alternative_ids, i) ==
+                                    wire_u32_at(row.ids, i / row.alternatives) + i % row.alternatives;
         stream->lasts += row.count == 0 && row.text.size > 0;
         stream->by_choice[row.choice] += row.count;
         if (row.choice != WIRE_CHOICE_PROMPT)
@@ -106,6 +133,7 @@ static void on_done(struct fake_client *client, const struct wire_done *done)
     stream->attempt = done->attempt;
     stream->route_us = done->route_us;
     stream->epoch = done->epoch;
+    stream->inexact = done->inexact;
     stream->finishes = (unsigned)done->finish.size;
     stream->dropped_messages = done->dropped_messages;
     copy_text(stream->route, sizeof stream->route, done->route);
@@ -131,7 +159,8 @@ static void on_frames(struct fake_client *client, bool data, zmq_msg_t *frames)
     case WIRE_TOKENS: on_tokens(client, &message.tokens); break;
     case WIRE_DONE: on_done(client, &message.done); break;
     case WIRE_ERROR: on_error(client, &message.error); break;
-    case WIRE_ACK: stream_of(client, message.stream_ref.stream)->acks++; break;
+    case WIRE_ACK: on_ack(stream_of(client, message.stream_ref.stream), &message.stream_ref); break;
+    case WIRE_RESEND: stream_of(client, message.stream_ref.stream)->resends++; break;
     case WIRE_GOAWAY: client->goaways++; break;
     default: stream_of(client, message.stream_ref.stream)->others++; break;
     }
@@ -171,7 +200,8 @@ void fake_client_start(struct fake_client *client, struct loop *loop, void *zmq_
 {
     struct fake_client fresh = {.loop = loop,
                                 .role = client->role ? client->role : WIRE_ROLE_CLIENT,
-                                .version = client->version ? client->version : WIRE_VERSION};
+                                .version = client->version ? client->version : WIRE_VERSION,
+                                .capabilities = client->capabilities};
     *client = fresh;
     hash_random(client->session, WIRE_ID_BYTES);
     struct channel_config config = {.frame_bytes_max = WIRE_FRAME_BYTES_MAX,
@@ -205,47 +235,75 @@ bool fake_client_ready(const struct fake_client *client)
     return client->welcomed_control && client->welcomed_data;
 }
 
+static void make_body(const struct fake_ask *ask, zmq_msg_t *frame)
+{
+    size_t size = ask->body_size ? ask->body_size : 200;
+    static const uint8_t prompt[4] = {1, 0, 0, 0};
+    if (ask->body_choices) {
+        struct wire_message body = {
+            .kind = WIRE_BODY,
+            .body = {.prompt_ids = wire_span_of(prompt, sizeof prompt), .sampling = {.choices = ask->body_choices}}};
+        zmq_msg_init_size(frame, wire_encoded_size(&body));
+        wire_encode(&body, zmq_msg_data(frame));
+        return;
+    }
+    zmq_msg_init_size(frame, size);
+    memset(zmq_msg_data(frame), (int)(ask->stream & 0x7f), size);
+    memcpy(zmq_msg_data(frame), (const uint8_t[]){'R', WIRE_VERSION, WIRE_BODY, 0}, 4);
+}
+
 void fake_client_ask(struct fake_client *client, const struct fake_ask *ask)
 {
-    static const uint8_t link[4] = {1, 0, 0, 0};
-    size_t body_size = ask->body_size ? ask->body_size : 200;
-    struct wire_message head = {.kind = WIRE_HEAD,
-                                .head = {.request_id = wire_span_of(ask->id, WIRE_ID_BYTES),
-                                         .session = wire_span_of(client->session, WIRE_ID_BYTES),
-                                         .stream = ask->stream,
-                                         .tenant = wire_span_str(ask->tenant ? ask->tenant : "default"),
-                                         .conversation = wire_span_str(ask->conversation ? ask->conversation : ""),
-                                         .deadline_ms = ask->deadline_ms,
-                                         .attempt = {.client = ask->attempt_client},
-                                         .loss_count = ask->loss_count,
-                                         .body_bytes = (uint32_t)((int32_t)body_size + ask->body_bytes_off)}};
-    if (ask->resume) {
-        head.head.resume.counts = wire_span_of(link, 4);
-        head.head.resume.ids = wire_span_of(link, 4);
-    }
+    uint32_t *ids = NULL, total = 0;
+    for (unsigned i = 0; i < ask->resume_choices; i++)
+        total += ask->resume_counts[i];
+    if (total > 0 && !(ids = malloc(4 * (size_t)total)))
+        abort();
+    for (unsigned i = 0, at = 0; i < ask->resume_choices; i++)
+        for (uint32_t id = 0; id < ask->resume_counts[i]; id++)
+            ids[at++] = id; /* little-endian, as every machine we test on */
     zmq_msg_t frames[2];
+    make_body(ask, &frames[1]);
+    struct wire_message head = {
+        .kind = WIRE_HEAD,
+        .head = {.request_id = wire_span_of(ask->id, WIRE_ID_BYTES),
+                 .session = wire_span_of(client->session, WIRE_ID_BYTES),
+                 .stream = ask->stream,
+                 .tenant = wire_span_str(ask->tenant ? ask->tenant : "default"),
+                 .conversation = wire_span_str(ask->conversation ? ask->conversation : ""),
+                 .deadline_ms = ask->deadline_ms,
+                 .resume = {.counts = wire_span_of(ask->resume_counts, 4 * (size_t)ask->resume_choices),
+                            .ids = wire_span_of(ids, 4 * (size_t)total)},
+                 .attempt = {.client = ask->attempt_client},
+                 .loss_count = ask->loss_count,
+                 .numerics_id = wire_span_of(ask->numerics_id, ask->numerics_id ? 32 : 0),
+                 .inexact_allowed = ask->inexact_allowed,
+                 .body_bytes = (uint32_t)((int32_t)zmq_msg_size(&frames[1]) + ask->body_bytes_off)}};
     zmq_msg_init_size(&frames[0], wire_encoded_size(&head));
     wire_encode(&head, zmq_msg_data(&frames[0]));
-    zmq_msg_init_size(&frames[1], body_size);
-    uint8_t *body = zmq_msg_data(&frames[1]);
-    memset(body, (int)(ask->stream & 0x7f), body_size);
-    memcpy(body, (const uint8_t[]){'R', WIRE_VERSION, WIRE_BODY, 0}, 4);
+    free(ids);
     (void)channel_send(client->data, NULL, frames, ask->no_body ? 1 : 2);
     if (ask->no_body)
         zmq_msg_close(&frames[1]);
 }
 
-void fake_client_cancel(struct fake_client *client, const struct fake_ask *ask)
+void fake_client_cancel_attempt(struct fake_client *client, const struct fake_ask *ask, struct wire_attempt attempt)
 {
     struct wire_message cancel = {.kind = WIRE_CANCEL,
                                   .cancel = {.request_id = wire_span_of(ask->id, WIRE_ID_BYTES),
                                              .tenant = wire_span_str(ask->tenant ? ask->tenant : "default"),
                                              .conversation = wire_span_str(ask->conversation ? ask->conversation : ""),
-                                             .session = wire_span_of(client->session, WIRE_ID_BYTES)}};
+                                             .session = wire_span_of(client->session, WIRE_ID_BYTES),
+                                             .attempt = attempt}};
     fake_client_send(client, false, &cancel);
+}
+
+void fake_client_cancel(struct fake_client *client, const struct fake_ask *ask)
+{
+    fake_client_cancel_attempt(client, ask, (struct wire_attempt){0, 0});
 }
 
 unsigned fake_stream_ends(const struct fake_stream *stream)
 {
-    return stream->dones + stream->errors + stream->others;
+    return stream->dones + stream->errors + stream->others + stream->resends;
 }

@@ -11,13 +11,16 @@
 struct loop;
 
 struct fake_stream {                                    /* what came for one stream number */
-    unsigned acks, token_frames, dones, errors, others; /* others: NEED_HISTORY, RESEND */
-    uint32_t tokens;                                    /* over all choices */
-    uint32_t by_choice[WIRE_SEQUENCES_MAX];             /* gapless so far; the last one is the prompt */
-    uint32_t logprobs, alternatives;                    /* values that came, of ids -id / 2 and id + 1 */
-    unsigned finishes, lasts;                           /* lasts: rows of text alone */
+    unsigned acks, token_frames, dones, errors, others; /* others: NEED_HISTORY */
+    unsigned resends;
+    uint32_t tokens;                        /* over all choices */
+    uint32_t by_choice[WIRE_SEQUENCES_MAX]; /* gapless so far; the last one is the prompt */
+    uint32_t logprobs, alternatives;        /* values that came, of ids -id / 2 and id + 1 */
+    unsigned finishes, lasts;               /* lasts: rows of text alone */
     uint32_t dropped_messages;
-    bool gap;
+    bool gap, inexact;
+    bool has_numerics_id; /* in its ACK */
+    uint8_t numerics_id[32];
     struct wire_attempt attempt; /* of the last message */
     enum wire_error_code error;
     char detail[WIRE_DETAIL_MAX + 1];
@@ -35,7 +38,7 @@ struct fake_client {
     bool control_up, data_up, welcomed_control, welcomed_data;
     bool silent; /* no leases */
     enum wire_role role;
-    uint32_t version;
+    uint32_t version, capabilities;
     uint64_t number[2], heard[2];
     uint64_t acknowledged_bytes;
     unsigned goaways;
@@ -48,6 +51,8 @@ struct fake_client {
 
 void fake_client_start(struct fake_client *client, struct loop *loop, void *zmq_context, const char *control,
                        const char *data);
+/* Says HELLO again, with its capabilities as they are now. */
+void fake_client_hello(struct fake_client *client);
 void fake_client_stop(struct fake_client *client);
 bool fake_client_ready(const struct fake_client *client);
 
@@ -56,14 +61,21 @@ struct fake_ask {
     const char *tenant, *conversation; /* NULL: "default", none */
     uint32_t stream, deadline_ms;
     uint32_t attempt_client;
-    size_t body_size;       /* 0: 200 bytes */
-    int32_t body_bytes_off; /* added to what the head says */
-    bool resume;
+    size_t body_size;              /* 0: 200 bytes */
+    int32_t body_bytes_off;        /* added to what the head says */
+    unsigned resume_choices;       /* it has tokens already: ids 0, 1, ... of each choice */
+    const uint32_t *resume_counts; /* (resume_choices) */
+    const uint8_t *numerics_id;    /* 32 bytes; NULL: not given */
+    bool inexact_allowed;
+    unsigned body_choices; /* > 0: a real body, of so many choices */
     bool no_body;
     uint32_t loss_count;
 };
 void fake_client_ask(struct fake_client *client, const struct fake_ask *ask);
 void fake_client_cancel(struct fake_client *client, const struct fake_ask *ask);
+void fake_client_cancel_attempt(struct fake_client *client, const struct fake_ask *ask, struct wire_attempt attempt);
+/* A lease with a grant: for the stream, and, unless 0, for the connection. */
+void fake_client_grant(struct fake_client *client, uint32_t stream, uint64_t tokens, uint64_t connection_bytes);
 void fake_client_send(struct fake_client *client, bool data, const struct wire_message *message);
 void fake_client_send_bytes(struct fake_client *client, bool data, const void *bytes, size_t size);
 unsigned fake_stream_ends(const struct fake_stream *stream); /* terminals */

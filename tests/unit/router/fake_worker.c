@@ -21,14 +21,15 @@ static void send_message(struct channel *channel, const struct channel_peer *pee
 
 static void send_lease(struct fake_worker *worker, bool data)
 {
-    struct wire_message lease = {
-        .kind = WIRE_LEASE,
-        .lease = {.session = id_of(worker->incarnation),
-                  .number = data ? ++worker->data_number : ++worker->number,
-                  .echo = data ? worker->data_heard : worker->heard,
-                  .state = worker->life,
-                  .has_load = !data,
-                  .load = {.queued_tokens = worker->queued_tokens, .kv_tokens_max = worker->kv_tokens_max}}};
+    struct wire_message lease = {.kind = WIRE_LEASE,
+                                 .lease = {.session = id_of(worker->incarnation),
+                                           .number = data ? ++worker->data_number : ++worker->number,
+                                           .echo = data ? worker->data_heard : worker->heard,
+                                           .state = worker->life,
+                                           .has_load = !data,
+                                           .load = {.queued_tokens = worker->queued_tokens,
+                                                    .kv_tokens_max = worker->kv_tokens_max,
+                                                    .token_ns = worker->token_ns}}};
     if (data && worker->has_data_peer)
         send_message(worker->data, &worker->data_peer, &lease);
     else if (!data && worker->has_control_peer)
@@ -44,28 +45,43 @@ static void on_timer(void *user)
     send_lease(worker, true);
 }
 
-static void on_hello(struct fake_worker *worker, bool data, const struct channel_peer *peer,
-                     const struct wire_hello *hello)
+static void send_welcome(struct fake_worker *worker, bool data)
 {
     char endpoint[128];
-    memcpy(worker->router_session, hello->session.data, WIRE_ID_BYTES);
     snprintf(endpoint, sizeof endpoint, "tcp://*%s", strrchr(channel_endpoint(worker->data), ':'));
-    if (data)
-        worker->data_peer = *peer, worker->has_data_peer = true, worker->data_heard = 0;
-    else
-        worker->control_peer = *peer, worker->has_control_peer = true, worker->heard = 0;
     struct wire_message welcome = {
         .kind = WIRE_WELCOME,
         .welcome = {.version = WIRE_VERSION,
                     .session = id_of(worker->incarnation),
                     .name = wire_span_str(worker->name),
                     .data_endpoint = wire_span_str(endpoint),
+                    .numerics_id = wire_span_of(worker->numerics_id, sizeof worker->numerics_id),
                     .lease_ms = 50,
                     .lease_expiry_ms = 2000,
-                    .limits = {.unacknowledged_bytes_max = worker->grant_bytes, .streams_max = worker->streams_max},
+                    .limits = {.unacknowledged_bytes_max = worker->grant_bytes,
+                               .streams_max = worker->streams_max,
+                               .stream_credit_tokens = worker->stream_window},
                     .state = worker->life,
-                    .kv_tokens_max = worker->kv_tokens_max}};
-    send_message(data ? worker->data : worker->control, peer, &welcome);
+                    .kv_tokens_max = worker->kv_tokens_max,
+                    .capabilities = worker->capabilities}};
+    send_message(data ? worker->data : worker->control, data ? &worker->data_peer : &worker->control_peer, &welcome);
+}
+
+void fake_worker_welcome(struct fake_worker *worker)
+{
+    send_welcome(worker, false);
+    send_welcome(worker, true);
+}
+
+static void on_hello(struct fake_worker *worker, bool data, const struct channel_peer *peer,
+                     const struct wire_hello *hello)
+{
+    memcpy(worker->router_session, hello->session.data, WIRE_ID_BYTES);
+    if (data)
+        worker->data_peer = *peer, worker->has_data_peer = true, worker->data_heard = 0;
+    else
+        worker->control_peer = *peer, worker->has_control_peer = true, worker->heard = 0;
+    send_welcome(worker, data);
 }
 
 static void copy_text(char *out, struct wire_span span)
@@ -96,13 +112,51 @@ static void on_request(struct fake_worker *worker, const struct channel_peer *pe
     request->body_bytes = head->body_bytes;
     request->epoch = head->epoch;
     request->attempt = head->attempt;
+    request->resume_choices = (unsigned)(head->resume.counts.size / 4);
+    request->resume_total = (uint32_t)(head->resume.ids.size / 4);
+    for (unsigned i = 0; i < request->resume_choices; i++)
+        request->resume_counts[i] = wire_u32_at(head->resume.counts, i);
+    for (unsigned i = 0; i < request->resume_total && i < FAKE_IDS_MAX; i++)
+        request->resume_ids[i] = wire_u32_at(head->resume.ids, i);
+    request->inexact_allowed = head->inexact_allowed;
+    request->has_placement = head->placement.size > 0;
+    request->has_numerics_id = head->numerics_id.size == sizeof request->numerics_id;
+    if (request->has_numerics_id)
+        memcpy(request->numerics_id, head->numerics_id.data, sizeof request->numerics_id);
     request->body_size = zmq_msg_size(body);
     request->body_last = ((const uint8_t *)zmq_msg_data(body))[request->body_size - 1];
     request->peer = *peer;
     if (worker->auto_tokens) {
         fake_worker_ack(worker, request);
-        fake_worker_tokens(worker, request, 0, (uint16_t)worker->auto_tokens);
+        if (request->resume_counts[0] < worker->auto_tokens) /* of one choice */
+            fake_worker_tokens(worker, request, request->resume_counts[0],
+                               (uint16_t)(worker->auto_tokens - request->resume_counts[0]));
         fake_worker_done(worker, request, worker->auto_tokens);
+    }
+}
+
+static void on_attach(struct fake_worker *worker, const struct wire_attach *attach)
+{
+    worker->attach_count++;
+    if (worker->never_answers)
+        return;
+    bool known = worker->knows && wire_span_equal(attach->request_id, id_of(worker->known));
+    struct wire_message reply = {
+        .kind = WIRE_ATTACH_REPLY,
+        .attach_reply = {.request_id = attach->request_id, .tenant = attach->tenant, .known = known, .running = known}};
+    send_message(worker->control, &worker->control_peer, &reply);
+}
+
+static void on_lease(struct fake_worker *worker, bool data, const struct wire_lease *lease)
+{
+    /* numbers of another router would be echoed to the wrong one */
+    if (!worker->deaf && wire_span_equal(lease->session, id_of(worker->router_session)))
+        *(data ? &worker->data_heard : &worker->heard) = lease->number;
+    for (unsigned i = 0; i < lease->credit_streams.size / 4; i++) {
+        uint32_t stream = wire_u32_at(lease->credit_streams, i);
+        uint64_t tokens = wire_u64_at(lease->credit_tokens, i);
+        if (stream < FAKE_GRANTS_MAX && tokens > worker->granted[stream])
+            worker->granted[stream] = tokens;
     }
 }
 
@@ -119,14 +173,15 @@ static void on_frames(struct fake_worker *worker, bool data, const struct channe
     if (message.kind == WIRE_HELLO) {
         on_hello(worker, data, peer, &message.hello);
     } else if (message.kind == WIRE_LEASE) {
-        /* numbers of another router would be echoed to the wrong one */
-        if (!worker->deaf && wire_span_equal(message.lease.session, id_of(worker->router_session)))
-            *(data ? &worker->data_heard : &worker->heard) = message.lease.number;
+        on_lease(worker, data, &message.lease);
+    } else if (message.kind == WIRE_ATTACH) {
+        on_attach(worker, &message.attach);
     } else if (message.kind == WIRE_HEAD && count == 2) {
         on_request(worker, peer, &message.head, &frames[1]);
     } else if (message.kind == WIRE_CANCEL) {
         worker->cancel_count++;
         memcpy(worker->last_cancel, message.cancel.request_id.data, WIRE_ID_BYTES);
+        worker->last_cancel_attempt = message.cancel.attempt;
     }
     wire_message_free(&message);
 }
@@ -150,6 +205,8 @@ void fake_worker_start_at(struct fake_worker *worker, struct loop *loop, void *z
     hash_random(worker->incarnation, WIRE_ID_BYTES);
     hash_random(worker->cache_id, WIRE_ID_BYTES);
     worker->kv_tokens_max = 100000;
+    worker->capabilities = WIRE_CAN_RESUME | WIRE_CAN_ATTACH | WIRE_CAN_CREDIT | WIRE_CAN_DRAIN;
+    memset(worker->numerics_id, 0x5a, sizeof worker->numerics_id);
     worker->life = WIRE_LIFE_READY;
     struct channel_config config = {.frame_bytes_max = WIRE_FRAME_BYTES_MAX,
                                     .receive_messages_max = 1000,
@@ -190,14 +247,26 @@ struct fake_request *fake_worker_request(struct fake_worker *worker, unsigned in
     return index < worker->request_count ? &worker->requests[index] : NULL;
 }
 
-void fake_worker_ack(struct fake_worker *worker, const struct fake_request *request)
+static void send_ack(struct fake_worker *worker, const struct fake_request *request, bool started)
 {
     struct wire_message ack = {.kind = WIRE_ACK,
                                .stream_ref = {.request_id = id_of(request->id),
                                               .stream = request->stream,
                                               .attempt = request->attempt,
-                                              .cache_id = id_of(worker->cache_id)}};
+                                              .cache_id = id_of(worker->cache_id),
+                                              .numerics_id = wire_span_of(worker->numerics_id, 32),
+                                              .started = started}};
     send_message(worker->control, &worker->control_peer, &ack);
+}
+
+void fake_worker_ack(struct fake_worker *worker, const struct fake_request *request)
+{
+    send_ack(worker, request, false);
+}
+
+void fake_worker_ack_started(struct fake_worker *worker, const struct fake_request *request)
+{
+    send_ack(worker, request, true);
 }
 
 static void send_row(struct fake_worker *worker, const struct wire_tokens_row *row)
@@ -295,6 +364,13 @@ void fake_worker_wrong_owner(struct fake_worker *worker, const struct fake_reque
                                                   .attempt = request->attempt,
                                                   .owner = wire_span_str(worker->name)}};
     send_message(worker->data, &worker->data_peer, &message);
+}
+
+void fake_worker_superseded(struct fake_worker *worker, const struct fake_request *request)
+{
+    struct wire_message message = {.kind = WIRE_SUPERSEDED,
+                                   .stream_ref = {.request_id = id_of(request->id), .attempt = request->attempt}};
+    send_message(worker->control, &worker->control_peer, &message);
 }
 
 void fake_worker_send_bytes(struct fake_worker *worker, bool data, const void *bytes, size_t size)

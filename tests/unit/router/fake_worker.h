@@ -7,6 +7,8 @@
 #include "proto/wire.h"
 
 #define FAKE_REQUESTS_MAX 256
+#define FAKE_IDS_MAX      64  /* of a resume, that are kept */
+#define FAKE_GRANTS_MAX   300 /* streams */
 
 struct loop;
 
@@ -17,6 +19,10 @@ struct fake_request { /* as it came */
     uint32_t stream, deadline_ms, loss_count, body_bytes;
     uint64_t epoch;
     struct wire_attempt attempt;
+    unsigned resume_choices; /* 0: no resume */
+    uint32_t resume_counts[WIRE_CHOICES_MAX], resume_ids[FAKE_IDS_MAX], resume_total;
+    bool has_numerics_id, inexact_allowed, has_placement;
+    uint8_t numerics_id[32];
     size_t body_size;
     uint8_t body_last; /* its last byte */
     struct channel_peer peer;
@@ -29,9 +35,13 @@ struct fake_worker {
     char name[WIRE_NAME_MAX + 1];
     uint8_t incarnation[WIRE_ID_BYTES], cache_id[WIRE_ID_BYTES];
     uint64_t kv_tokens_max, queued_tokens;
+    uint32_t token_ns;
     uint64_t grant_bytes; /* 0: not told */
     uint32_t streams_max;
     enum wire_life life;
+    uint32_t capabilities;   /* all; fake_worker_welcome tells another value */
+    uint8_t numerics_id[32]; /* the same for all of them */
+    uint32_t stream_window;
     bool mute;            /* answers nothing more, links stay */
     bool deaf;            /* leases go out, but echo nothing new */
     unsigned auto_tokens; /* > 0: each request is acknowledged and answered at once with so many tokens */
@@ -44,6 +54,11 @@ struct fake_worker {
     struct fake_request requests[FAKE_REQUESTS_MAX];
     unsigned cancel_count;
     uint8_t last_cancel[WIRE_ID_BYTES];
+    struct wire_attempt last_cancel_attempt;
+    unsigned attach_count;        /* questions */
+    uint8_t known[WIRE_ID_BYTES]; /* answered "known" */
+    bool knows, never_answers;
+    uint64_t granted[FAKE_GRANTS_MAX]; /* by stream */
     unsigned malformed;
 };
 
@@ -54,8 +69,13 @@ void fake_worker_start_at(struct fake_worker *worker, struct loop *loop, void *z
 void fake_worker_kill(struct fake_worker *worker); /* its sockets close; also the end of a test */
 const char *fake_worker_endpoint(const struct fake_worker *worker);
 
+/* Says WELCOME again, with its capabilities and numerics as they are now. */
+void fake_worker_welcome(struct fake_worker *worker);
+/* A newer attempt of it came from another router. */
+void fake_worker_superseded(struct fake_worker *worker, const struct fake_request *request);
 struct fake_request *fake_worker_request(struct fake_worker *worker, unsigned index);
 void fake_worker_ack(struct fake_worker *worker, const struct fake_request *request);
+void fake_worker_ack_started(struct fake_worker *worker, const struct fake_request *request); /* it computes it */
 /* Token ids are first, first + 1, ...; the text is one letter each. */
 void fake_worker_tokens(struct fake_worker *worker, const struct fake_request *request, uint32_t first, uint16_t count);
 /* Of any choice, or WIRE_CHOICE_PROMPT; with so many alternatives, and then log probabilities. */

@@ -4,6 +4,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <cmocka.h>
+#include <hiredis/hiredis.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,6 +13,7 @@
 #include "common/log.h"
 #include "common/loop.h"
 #include "common/redis_link.h"
+#include "redis_proxy.h"
 #include "redis_server.h"
 #include "router/placement.h"
 #include "router/placement_cache.h"
@@ -21,8 +23,8 @@ struct bench {
     struct loop *loop;
     bool redis;
     struct redis_server server;
-    struct redis_link *links[2];
-    struct placement *stores[2]; /* two routers; the same one twice in memory */
+    struct redis_link *links[3];
+    struct placement *stores[3]; /* three routers; the same one thrice in memory */
 };
 
 struct answer {
@@ -67,25 +69,25 @@ static void bench_start(struct bench *bench, bool redis)
     assert_int_equal(loop_create(&bench->loop), STATUS_OK);
     if (!redis) {
         assert_int_equal(placement_memory_create(bench->loop, 1000, &bench->stores[0]), STATUS_OK);
-        bench->stores[1] = bench->stores[0];
+        bench->stores[2] = bench->stores[1] = bench->stores[0];
         return;
     }
     redis_server_start(&bench->server);
-    for (unsigned i = 0; i < 2; i++) {
+    for (unsigned i = 0; i < 3; i++) {
         struct redis_link_config config = {.address = bench->server.socket};
         assert_int_equal(redis_link_create(bench->loop, &config, &bench->links[i]), STATUS_OK);
         assert_int_equal(placement_redis_create(bench->links[i], &bench->stores[i]), STATUS_OK);
     }
-    SPIN_UNTIL(bench->loop, 2000, redis_link_up(bench->links[0]) && redis_link_up(bench->links[1]));
+    SPIN_UNTIL(bench->loop, 2000,
+               redis_link_up(bench->links[0]) && redis_link_up(bench->links[1]) && redis_link_up(bench->links[2]));
 }
 
 static void bench_stop(struct bench *bench)
 {
-    for (unsigned i = 0; i < 2; i++)
+    for (unsigned i = 0; i < 3; i++)
         redis_link_destroy(&bench->links[i]);
-    placement_destroy(&bench->stores[0]);
-    if (bench->redis)
-        placement_destroy(&bench->stores[1]);
+    for (unsigned i = 0; i < (bench->redis ? 3 : 1); i++)
+        placement_destroy(&bench->stores[i]);
     redis_server_destroy(&bench->server);
     loop_destroy(&bench->loop);
 }
@@ -339,6 +341,7 @@ static void frozen_and_late(void **state)
         assert_int_equal(late.late.ours, i == 0);
     }
     assert_in_range(best_us, 2000, 5000);
+    (void)claim(&bench, 0, &warm, "worker-a"); /* an answer in time: the count begins anew */
     /* the breaker: after five misses nothing is sent any more */
     redis_server_freeze(&bench.server);
     struct answer misses[REDIS_LINK_MISSES_MAX];
@@ -433,7 +436,7 @@ static void memory_bounds(void **state)
     struct placement *store;
     assert_int_equal(loop_create(&loop), STATUS_OK);
     assert_int_equal(placement_memory_create(loop, 2, &store), STATUS_OK);
-    struct bench bench = {.loop = loop, .stores = {store, store}};
+    struct bench bench = {.loop = loop, .stores = {store, store, store}};
     struct placement_key keys_[3] = {key_of("a", "1"), key_of("a", "2"), key_of("a", "3")};
     for (unsigned i = 0; i < 3; i++)
         assert_true(claim(&bench, 0, &keys_[i], "worker-a").ours);
@@ -447,11 +450,217 @@ static void memory_bounds(void **state)
     loop_destroy(&loop);
 }
 
+/* What the owner wrote stands as long as it is the owner. */
+static void owners_fields(void **state)
+{
+    (void)state;
+    struct bench bench;
+    bench_start(&bench, true);
+    struct placement_key key = key_of("acme", "chat-1");
+    struct placement_answer won = claim(&bench, 0, &key, "worker-a");
+    redis_server_ask(&bench.server, "HSET roost:{%s}:place tokens 4096 tier host more stuff", key.hex);
+    struct placement_answer seen = claim(&bench, 1, &key, "worker-b");
+    assert_int_equal(seen.record.tokens, 4096);
+    assert_int_equal(seen.record.tier, PLACEMENT_TIER_HOST);
+    (void)spin(bench.loop, 30, NULL, NULL);
+    struct placement_answer later = claim(&bench, 1, &key, "worker-b");
+    assert_true(later.age_ms >= 30 && later.age_ms < 60000 && won.age_ms < later.age_ms);
+
+    /* noting its cache keeps what it wrote, and throws out what nobody of us wrote */
+    struct placement_record with_cache = seen.record;
+    with_cache.has_cache = true;
+    memset(with_cache.cache_id, 0xab, sizeof with_cache.cache_id);
+    with_cache.tokens = 1; /* not ours to write */
+    struct placement_answer noted = replace(&bench, 0, &key, &seen.record, &with_cache);
+    assert_true(noted.ours && noted.record.has_cache && noted.record.epoch == won.record.epoch);
+    assert_int_equal(noted.record.tokens, 4096);
+    assert_int_equal(noted.record.tier, PLACEMENT_TIER_HOST);
+    assert_string_equal(redis_server_ask(&bench.server, "HLEN roost:{%s}:place", key.hex), "5");
+
+    static const char *const nonsense[] = {"tokens x tier y", "tokens -1 tier device", "tokens 1e3 tier hos",
+                                           "tokens 9999999999 tier 12", "tokens 0x10 tier DEVICE"};
+    for (unsigned i = 0; i < sizeof nonsense / sizeof *nonsense; i++) {
+        char command[160];
+        snprintf(command, sizeof command, "HSET roost:{%s}:place %s", key.hex, nonsense[i]);
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wformat-nonliteral"
+#pragma GCC diagnostic ignored "-Wformat-security"
+        redis_server_ask(&bench.server, command);
+#pragma GCC diagnostic pop
+        struct placement_answer answer = claim(&bench, 1, &key, "worker-b");
+        assert_int_equal(answer.st, STATUS_OK);
+        assert_string_equal(answer.record.owner, "worker-a");
+        assert_int_equal(answer.record.tokens, 0);
+        assert_int_equal(answer.record.tier, i == 1 ? PLACEMENT_TIER_DEVICE : PLACEMENT_TIER_UNKNOWN);
+    }
+    /* a new owner has none of it, and is young */
+    struct placement_record next = record_of("worker-b", 0);
+    struct placement_answer moved = replace(&bench, 0, &key, &noted.record, &next);
+    assert_true(moved.ours && moved.record.tokens == 0 && moved.record.tier == PLACEMENT_TIER_UNKNOWN);
+    assert_true(!moved.record.has_cache && moved.record.epoch > won.record.epoch);
+    /* made in the future: no age */
+    struct placement_record future = record_of("worker-c", moved.record.epoch + 5000000000);
+    assert_int_equal(replace(&bench, 0, &key, &moved.record, &future).age_ms, 0);
+    bench_stop(&bench);
+}
+
+/* Redis comes back empty, and three routers ask at once for the same conversation: those that remember its owner name
+ * it, one that does not names somebody else. One winner, and all three know it, every time. */
+static void three_routers_after_a_wipe(void **state)
+{
+    (void)state;
+    enum { ROUNDS = 40, CONVERSATIONS = 8 };
+    static const char *const others[3] = {"worker-b", "worker-c", "worker-d"};
+    struct bench bench;
+    bench_start(&bench, true);
+    unsigned home = 0, decided = 0;
+    for (unsigned round = 0; round < ROUNDS; round++) {
+        static struct answer answers[CONVERSATIONS][3];
+        struct placement_record before[CONVERSATIONS];
+        struct placement_key keys_[CONVERSATIONS];
+        for (unsigned i = 0; i < CONVERSATIONS; i++) {
+            char conversation[32];
+            snprintf(conversation, sizeof conversation, "chat-%u-%u", round, i);
+            keys_[i] = key_of("acme", conversation);
+            before[i] = claim(&bench, i % 3, &keys_[i], "worker-a").record;
+        }
+        redis_server_ask(&bench.server, "FLUSHALL");
+        for (unsigned i = 0; i < CONVERSATIONS; i++) {
+            unsigned remember = i % 4; /* so many of the three know */
+            for (unsigned k = 0; k < 3; k++) {
+                unsigned router = (k + round + i) % 3;
+                struct placement_record proposal = router < remember ? before[i] : record_of(others[router], 0);
+                struct answer *answer = &answers[i][router];
+                memset(answer, 0, sizeof *answer);
+                struct placement *self = bench.stores[router];
+                assert_int_equal(self->ops->claim(self, &keys_[i], &proposal, 5000, on_answer, answer), STATUS_OK);
+            }
+        }
+        for (unsigned i = 0; i < CONVERSATIONS; i++) {
+            SPIN_UNTIL(bench.loop, 5000, answers[i][0].firsts && answers[i][1].firsts && answers[i][2].firsts);
+            unsigned winners = 0;
+            for (unsigned router = 0; router < 3; router++) {
+                const struct placement_answer *answer = &answers[i][router].first;
+                assert_int_equal(answer->st, STATUS_OK);
+                winners += answer->ours;
+                assert_string_equal(answer->record.owner, answers[i][0].first.record.owner);
+                assert_true(answer->record.epoch == answers[i][0].first.record.epoch);
+            }
+            assert_int_equal(winners, 1);
+            bool is_home = strcmp(answers[i][0].first.record.owner, "worker-a") == 0;
+            if (i % 4 == 3)
+                assert_true(is_home && answers[i][0].first.record.epoch >= before[i].epoch);
+            if (i % 4 == 0)
+                assert_false(is_home);
+            home += is_home;
+            decided++;
+        }
+    }
+    print_message("%u conversations, one owner each; %u went home\n", decided, home);
+    bench_stop(&bench);
+}
+
+/* 200 ms on the way: each answer within its budget, and what comes late is right. */
+static void slow_server(void **state)
+{
+    (void)state;
+    struct bench bench;
+    struct redis_proxy proxy;
+    bench_start(&bench, true);
+    redis_proxy_start(&proxy, &bench.server, 200);
+    assert_int_equal(redis_link_set_address(bench.links[0], proxy.socket), STATUS_OK);
+    SPIN_UNTIL(bench.loop, 2000, redis_link_up(bench.links[0]));
+    enum { COUNT = 60 };
+    static struct answer answers[COUNT];
+    unsigned asked = 0, over = 0;
+    for (unsigned i = 0; i < COUNT; i++) {
+        char conversation[32];
+        snprintf(conversation, sizeof conversation, "chat-%u", i);
+        struct placement_key key = key_of("acme", conversation);
+        if (start_claim(&bench, 0, &key, "worker-a", PLACEMENT_BUDGET_MS, &answers[i]) != STATUS_OK) {
+            (void)spin(bench.loop, 20, NULL, NULL);
+            continue;
+        }
+        asked++;
+        SPIN_UNTIL(bench.loop, 1000, answers[i].firsts == 1);
+        assert_int_equal(answers[i].first.st, STATUS_TIMEOUT);
+        over += answers[i].first_us - answers[i].sent_us > 20000;
+    }
+    assert_true(asked >= REDIS_LINK_MISSES_MAX && asked < COUNT);
+    assert_true(over <= asked / 4); /* other processes share this machine */
+    SPIN_UNTIL(bench.loop, 2000, redis_link_up(bench.links[0]));
+    (void)spin(bench.loop, 300, NULL, NULL);
+    for (unsigned i = 0; i < COUNT; i++) {
+        assert_int_equal(answers[i].lates, answers[i].firsts);
+        if (answers[i].lates && answers[i].late.st == STATUS_OK)
+            assert_string_equal(answers[i].late.record.owner, "worker-a");
+    }
+    redis_link_destroy(&bench.links[0]);
+    redis_proxy_stop(&proxy);
+    bench_stop(&bench);
+}
+
+/* Anything that a server could answer is a record by the rules, no record, or refused. */
+static void replies(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *text;
+        enum status st;
+        bool ours, found;
+    } cases[] = {
+        {"*7\r\n:1\r\n$1\r\na\r\n$0\r\n\r\n$2\r\n17\r\n$1\r\n0\r\n$0\r\n\r\n:5\r\n", STATUS_OK, true, true},
+        {"*7\r\n:0\r\n$1\r\na\r\n$32\r\n0123456789abcdefABCDEF0123456789\r\n$2\r\n17\r\n$4\r\n1000\r\n$4\r\nhost\r\n:-5"
+         "\r\n",
+         STATUS_OK, false, true},
+        {"*7\r\n:1\r\n$0\r\n\r\n$0\r\n\r\n$1\r\n0\r\n$1\r\n0\r\n$0\r\n\r\n:0\r\n", STATUS_OK, true, false},
+        {"*7\r\n:2\r\n$1\r\na\r\n$0\r\n\r\n$2\r\n17\r\n$1\r\n0\r\n$0\r\n\r\n:5\r\n", STATUS_OK, false, true},
+        {"*7\r\n$1\r\n1\r\n$1\r\na\r\n$0\r\n\r\n$2\r\n17\r\n$1\r\n0\r\n$0\r\n\r\n:5\r\n", STATUS_CORRUPT, false, false},
+        {"*7\r\n:1\r\n$1\r\n/\r\n$0\r\n\r\n$2\r\n17\r\n$1\r\n0\r\n$0\r\n\r\n:5\r\n", STATUS_CORRUPT, false, false},
+        {"*7\r\n:1\r\n$1\r\na\r\n$1\r\n0\r\n$2\r\n17\r\n$1\r\n0\r\n$0\r\n\r\n:5\r\n", STATUS_CORRUPT, false, false},
+        {"*7\r\n:1\r\n$1\r\na\r\n$32\r\n0123456789abcdefABCDEF012345678x\r\n$2\r\n17\r\n$1\r\n0\r\n$0\r\n\r\n:5\r\n",
+         STATUS_CORRUPT, false, false},
+        {"*7\r\n:1\r\n$1\r\na\r\n$0\r\n\r\n$0\r\n\r\n$1\r\n0\r\n$0\r\n\r\n:5\r\n", STATUS_CORRUPT, false, false},
+        {"*7\r\n:1\r\n$1\r\na\r\n$0\r\n\r\n$16\r\n4503599627370496\r\n$1\r\n0\r\n$0\r\n\r\n:5\r\n", STATUS_CORRUPT,
+         false, false},
+        {"*7\r\n:1\r\n$1\r\na\r\n$0\r\n\r\n$2\r\n17\r\n$10\r\n9999999999\r\n$0\r\n\r\n:5\r\n", STATUS_CORRUPT, false,
+         false},
+        {"*7\r\n:1\r\n$1\r\na\r\n$0\r\n\r\n$2\r\n17\r\n$1\r\n0\r\n*0\r\n$1\r\n5\r\n", STATUS_CORRUPT, false, false},
+        {"*7\r\n:1\r\n$-1\r\n$-1\r\n$-1\r\n$-1\r\n$-1\r\n:5\r\n", STATUS_CORRUPT, false, false},
+        {"*3\r\n:1\r\n$1\r\na\r\n$0\r\n\r\n", STATUS_CORRUPT, false, false},
+        {"*0\r\n", STATUS_CORRUPT, false, false},
+        {"$-1\r\n", STATUS_CORRUPT, false, false},
+        {"-WRONGTYPE\r\n", STATUS_CORRUPT, false, false},
+        {":7\r\n", STATUS_CORRUPT, false, false},
+    };
+    for (unsigned i = 0; i < sizeof cases / sizeof *cases; i++) {
+        redisReader *reader = redisReaderCreate();
+        void *reply = NULL;
+        struct placement_answer answer = {.late = true};
+        assert_int_equal(redisReaderFeed(reader, cases[i].text, strlen(cases[i].text)), REDIS_OK);
+        if (redisReaderGetReply(reader, &reply) != REDIS_OK || !reply)
+            fail_msg("case %u is no reply: %s", i, reader->errstr);
+        if (placement_redis_parse(reply, &answer) != cases[i].st)
+            fail_msg("case %u", i);
+        assert_true(answer.late);
+        assert_int_equal(answer.ours, cases[i].ours);
+        assert_int_equal(answer.found, cases[i].found);
+        if (i == 1) {
+            assert_int_equal(answer.record.cache_id[15], 0x89);
+            assert_int_equal(answer.record.tokens, 1000);
+            assert_int_equal(answer.age_ms, 0);
+        }
+        freeReplyObject(reply);
+        redisReaderFree(reader);
+    }
+}
+
 int main(void)
 {
     static int redis = 1;
     const struct CMUnitTest memory_tests[] = {
         cmocka_unit_test(keys),
+        cmocka_unit_test(replies),
         cmocka_unit_test(cache_is_bounded),
         cmocka_unit_test(memory_bounds),
         {"rules_memory", rules, NULL, NULL, NULL},
@@ -465,6 +674,9 @@ int main(void)
         cmocka_unit_test(frozen_and_late),
         cmocka_unit_test(killed_and_restarted),
         cmocka_unit_test(refusing_server),
+        cmocka_unit_test(owners_fields),
+        cmocka_unit_test(three_routers_after_a_wipe),
+        cmocka_unit_test(slow_server),
     };
     log_setup(&(struct log_config){.program = "test", .level = LOG_LEVEL_ERROR, .fd = 2});
     if (hash_setup() != STATUS_OK)

@@ -7,11 +7,15 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
 #include "common/clock.h"
 #include "common/hash.h"
 #include "common/log.h"
 #include "common/loop.h"
 #include "common/redis_link.h"
+#include "redis_proxy.h"
 #include "redis_server.h"
 #include "spin.h"
 
@@ -208,6 +212,133 @@ static void frozen(void **state)
     bench_stop(&bench);
 }
 
+/* Asked first, and then the turn of the loop goes on for long. */
+struct long_turn {
+    struct bench *bench;
+    struct answers answers[20];
+};
+
+static void ask_and_stand_still(void *user)
+{
+    struct long_turn *turn = user;
+    for (unsigned i = 0; i < 20; i++)
+        assert_int_equal(ask(turn->bench, 2, &turn->answers[i], "PING"), STATUS_OK);
+    usleep(30000);
+}
+
+static void stand_still(void *user)
+{
+    (void)user;
+    usleep(30000);
+}
+
+/* A deadline counts the time of Redis, not that of a loop that is busy or stands still before it has written or read.
+ */
+static void our_own_stall(void **state)
+{
+    (void)state;
+    struct bench bench;
+    bench_start(&bench, true);
+    unsigned late = 0;
+    for (unsigned round = 0; round < 5; round++) {
+        struct long_turn turn = {.bench = &bench};
+        assert_int_equal(loop_post(bench.loop, ask_and_stand_still, &turn), STATUS_OK);
+        SPIN_UNTIL(bench.loop, 1000, finals(&turn.answers[19]) == 1);
+        for (unsigned i = 0; i < 20; i++)
+            late += turn.answers[i].timeout;
+        struct answers after = {0}; /* it is written in this turn, and its answer waits through the next one */
+        assert_int_equal(ask(&bench, 2, &after, "PING"), STATUS_OK);
+        assert_int_equal(loop_post(bench.loop, stand_still, NULL), STATUS_OK);
+        SPIN_UNTIL(bench.loop, 1000, finals(&after) == 1);
+        late += after.timeout;
+    }
+    assert_true(late <= 21); /* in one of the rounds another process may have had Redis' core */
+    assert_int_equal(bench.downs, 0);
+    bench_stop(&bench);
+}
+
+/* Stopped while it waits: it wakes up in time to read what came meanwhile, and with its deadlines long over. */
+static void stopped_while_it_waits(void **state)
+{
+    (void)state;
+    struct bench bench;
+    bench_start(&bench, true);
+    for (unsigned round = 0; round < 3; round++) {
+        struct answers answers = {0};
+        redis_server_freeze(&bench.server);
+        assert_int_equal(ask(&bench, 200, &answers, "PING"), STATUS_OK);
+        pid_t parent = getpid(), child = fork();
+        if (child == 0) {
+            usleep(50000);
+            kill(parent, SIGSTOP);
+            kill(bench.server.pid, SIGCONT);
+            usleep(300000);
+            kill(parent, SIGCONT);
+            _exit(0);
+        }
+        SPIN_UNTIL(bench.loop, 2000, finals(&answers) == 1);
+        assert_int_equal(waitpid(child, NULL, 0), child);
+        assert_true(answers.first_us - answers.sent_us > 300000);
+        assert_int_equal(answers.ok, 1);
+        assert_int_equal(answers.timeout, 0);
+    }
+    bench_stop(&bench);
+}
+
+/* Five misses are five times that Redis was waited for, not five commands of one instant. */
+static void misses_of_one_instant(void **state)
+{
+    (void)state;
+    struct bench bench;
+    bench_start(&bench, true);
+    redis_server_freeze(&bench.server);
+    struct answers together[20] = {{0}}, one = {0};
+    for (unsigned i = 0; i < 20; i++)
+        assert_int_equal(ask(&bench, 2, &together[i], "PING"), STATUS_OK);
+    SPIN_UNTIL(bench.loop, 1000, together[19].timeout == 1);
+    assert_true(redis_link_up(bench.link));
+    for (unsigned i = 1; i < REDIS_LINK_MISSES_MAX; i++) {
+        assert_true(redis_link_up(bench.link));
+        memset(&one, 0, sizeof one);
+        assert_int_equal(ask(&bench, 2, &one, "PING"), STATUS_OK);
+        SPIN_UNTIL(bench.loop, 1000, one.timeout == 1);
+    }
+    assert_false(redis_link_up(bench.link));
+    redis_server_thaw(&bench.server);
+    bench_stop(&bench);
+}
+
+/* Whoever sees the link up finds its scripts there, also on a server that has just started. */
+static void scripts_are_loaded_first(void **state)
+{
+    (void)state;
+    struct bench bench;
+    unsigned script;
+    char exists[64];
+    memset(&bench, 0, sizeof bench);
+    assert_int_equal(loop_create(&bench.loop), STATUS_OK);
+    redis_server_start(&bench.server);
+    struct redis_link_config config = {.address = bench.server.socket, .on_state = on_state, .user_data = &bench};
+    assert_int_equal(redis_link_create(bench.loop, &config, &bench.link), STATUS_OK);
+    assert_int_equal(redis_link_add_script(bench.link, "return 'hello'", &script), STATUS_OK);
+    assert_string_equal(redis_link_script_digest(bench.link, script), "");
+    for (unsigned i = 1; i < REDIS_LINK_SCRIPTS_MAX; i++)
+        assert_int_equal(redis_link_add_script(bench.link, "return 1", &(unsigned){0}), STATUS_OK);
+    assert_int_equal(redis_link_add_script(bench.link, "return 1", &(unsigned){0}), STATUS_LIMIT);
+    for (unsigned i = 1; i < 3; i++) {
+        SPIN_UNTIL(bench.loop, 2000, bench.ups == i);
+        snprintf(exists, sizeof exists, "EVALSHA %s 0", redis_link_script_digest(bench.link, script));
+        struct answers hello = {0};
+        assert_int_equal(ask(&bench, 1000, &hello, exists), STATUS_OK);
+        SPIN_UNTIL(bench.loop, 1000, finals(&hello) == 1);
+        assert_string_equal(hello.text, "hello");
+        redis_server_kill(&bench.server);
+        SPIN_UNTIL(bench.loop, 2000, bench.downs == i);
+        redis_server_start(&bench.server);
+    }
+    bench_stop(&bench);
+}
+
 /* A short freeze: the reply is delivered as late, the breaker stays closed, a good answer resets the count. */
 static void late_replies(void **state)
 {
@@ -331,20 +462,175 @@ static void addresses(void **state)
     loop_destroy(&loop);
 }
 
+/* A user of its own with the rights that we need: what else it tries is an error, not a loss. */
+static void access_rights(void **state)
+{
+    (void)state;
+    struct bench bench = {.ups = 0};
+    assert_int_equal(loop_create(&bench.loop), STATUS_OK);
+    redis_server_start(&bench.server);
+    assert_string_equal(
+        redis_server_ask(&bench.server, "ACL SETUSER roost on >secret ~roost:* -@all +ping +select +get +set"), "OK");
+    redis_server_ask(&bench.server, "ACL SETUSER default off");
+    static const char *const users[][2] = {
+        {"roost", "wrong"}, {"nobody", "secret"}, {NULL, "secret"}, {NULL, NULL}, {"roost", "secret"}};
+    for (unsigned i = 0; i < 5; i++) {
+        struct redis_link_config config = {
+            .address = bench.server.socket, .user = users[i][0], .password = users[i][1], .database = 2};
+        assert_int_equal(redis_link_create(bench.loop, &config, &bench.link), STATUS_OK);
+        (void)spin(bench.loop, 300, NULL, NULL);
+        assert_int_equal(redis_link_up(bench.link), i == 4);
+        if (i < 4)
+            redis_link_destroy(&bench.link);
+    }
+    struct answers ours = {0}, theirs = {0}, forbidden = {0};
+    assert_int_equal(ask(&bench, 1000, &ours, "SET roost:a 1"), STATUS_OK);
+    assert_int_equal(ask(&bench, 1000, &theirs, "SET other 1"), STATUS_OK);
+    assert_int_equal(ask(&bench, 1000, &forbidden, "FLUSHALL"), STATUS_OK);
+    SPIN_UNTIL(bench.loop, 1000, forbidden.error == 1);
+    assert_int_equal(ours.ok, 1);
+    assert_non_null(strstr(theirs.text, "NOPERM"));
+    assert_true(redis_link_up(bench.link));
+    bench_stop(&bench);
+}
+
+static unsigned watched_ups, watched_downs;
+
+static void on_watch(void *user, bool up)
+{
+    (void)user;
+    *(up ? &watched_ups : &watched_downs) += 1;
+}
+
+/* To another server: what is open is answered, the old connection is gone, and all who watch are told. */
+static void another_address(void **state)
+{
+    (void)state;
+    struct bench bench;
+    struct redis_server other = {.pid = 0};
+    bench_start(&bench, true);
+    redis_server_start(&other);
+    watched_ups = watched_downs = 0;
+    for (unsigned i = 1; i < REDIS_LINK_WATCHERS_MAX; i++)
+        assert_int_equal(redis_link_watch(bench.link, on_watch, NULL), STATUS_OK);
+    assert_int_equal(redis_link_watch(bench.link, on_watch, NULL), STATUS_LIMIT);
+    assert_int_equal(redis_link_set_address(bench.link, bench.server.socket), STATUS_OK); /* where it is already */
+    assert_int_equal(redis_link_set_address(bench.link, "nowhere:1"), STATUS_INVALID);
+    assert_true(redis_link_up(bench.link));
+    redis_server_freeze(&bench.server);
+    struct answers open = {0}, closed = {0}, there = {0};
+    assert_int_equal(ask(&bench, 5000, &open, "SET k v"), STATUS_OK);
+    assert_int_equal(redis_link_set_address(bench.link, other.socket), STATUS_OK);
+    assert_int_equal(ask(&bench, 5000, &closed, "SET k v"), STATUS_CLOSED);
+    SPIN_UNTIL(bench.loop, 1000, open.closed == 1);
+    SPIN_UNTIL(bench.loop, 2000, redis_link_up(bench.link));
+    assert_string_equal(redis_link_address(bench.link), other.socket);
+    assert_int_equal(ask(&bench, 1000, &there, "SET there 1"), STATUS_OK);
+    SPIN_UNTIL(bench.loop, 1000, there.ok == 1);
+    assert_string_equal(redis_server_ask(&other, "GET there"), "1");
+    assert_int_equal(bench.ups, 2);
+    assert_int_equal(watched_ups, REDIS_LINK_WATCHERS_MAX - 1);
+    assert_int_equal(watched_downs, REDIS_LINK_WATCHERS_MAX - 1);
+    redis_server_thaw(&bench.server);
+    uint64_t begun_ms = clock_now_ms();
+    for (unsigned i = 0; i < 4; i++) {
+        const char *address = i % 2 ? other.socket : bench.server.socket;
+        assert_int_equal(redis_link_set_address(bench.link, address), STATUS_OK);
+        SPIN_UNTIL(bench.loop, 2000, redis_link_up(bench.link));
+    }
+    assert_true(clock_now_ms() - begun_ms < 250); /* a probe comes every 250 ms */
+    redis_server_destroy(&other);
+    bench_stop(&bench);
+}
+
+/* A late reply is not an answer in time. The breaker opens after five, and over two seconds a request now and then pays
+ * its 2 ms, not each one. */
+static void slow_server(void **state)
+{
+    unsigned delay_ms = *(const unsigned *)*state;
+    struct bench bench;
+    struct redis_proxy proxy;
+    memset(&bench, 0, sizeof bench);
+    assert_int_equal(loop_create(&bench.loop), STATUS_OK);
+    redis_server_start(&bench.server);
+    redis_proxy_start(&proxy, &bench.server, delay_ms);
+    struct redis_link_config config = {.address = proxy.socket, .on_state = on_state, .user_data = &bench};
+    assert_int_equal(redis_link_create(bench.loop, &config, &bench.link), STATUS_OK);
+    SPIN_UNTIL(bench.loop, 2000, redis_link_up(bench.link));
+    static struct answers answers[400];
+    memset(answers, 0, sizeof answers);
+    unsigned sent = 0, over = 0;
+    for (unsigned i = 0; i < 400; i++) {
+        uint64_t begun_us = clock_now_us();
+        enum status st = ask(&bench, 2, &answers[i], "PING");
+        assert_true(clock_now_us() - begun_us < 50000); /* asking never waits */
+        if (st == STATUS_OK) {
+            sent++;
+            SPIN_UNTIL(bench.loop, 1000, answers[i].timeout == 1);
+            over += answers[i].first_us - answers[i].sent_us > 20000;
+        }
+        (void)spin(bench.loop, 5, NULL, NULL);
+    }
+    print_message("with %u ms of latency: %u of 400 requests were sent, %u losses\n", delay_ms, sent, bench.downs);
+    assert_true(bench.downs >= 2);
+    assert_in_range(sent, REDIS_LINK_MISSES_MAX, 200);
+    assert_true(over <= sent / 4); /* other processes share this machine */
+    redis_link_destroy(&bench.link);
+    for (unsigned i = 0; i < 400; i++)
+        assert_int_equal(finals(&answers[i]), answers[i].timeout); /* each that timed out had its last word */
+    redis_proxy_stop(&proxy);
+    redis_server_destroy(&bench.server);
+    loop_destroy(&bench.loop);
+}
+
+/* While it loads its file it is not up; afterwards it is. */
+static void loading(void **state)
+{
+    (void)state;
+    struct bench bench;
+    bench_start(&bench, true);
+    redis_server_ask(&bench.server, "EVAL for\ti=1,200\tdo\tredis.call('SET','k'..i,string.rep('x',2000))end 0");
+    redis_server_ask(&bench.server, "SAVE");
+    redis_server_kill(&bench.server);
+    static const char *const options[] = {"--key-load-delay", "10000", "--loading-process-events-interval-bytes",
+                                          "1024"};
+    memcpy(bench.server.options, options, sizeof options);
+    redis_server_start(&bench.server); /* 200 keys of 10 ms */
+    const char *reply = redis_server_ask(&bench.server, "GET k1");
+    assert_non_null(strstr(reply, "LOADING"));
+    (void)spin(bench.loop, 700, NULL, NULL);
+    assert_false(redis_link_up(bench.link));
+    SPIN_UNTIL(bench.loop, 10000, redis_link_up(bench.link));
+    struct answers after = {0};
+    assert_int_equal(ask(&bench, 1000, &after, "GET k1"), STATUS_OK);
+    SPIN_UNTIL(bench.loop, 1000, after.ok == 1);
+    bench_stop(&bench);
+}
+
 int main(void)
 {
+    static unsigned delays_ms[] = {200, 15};
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(commands),
         cmocka_unit_test(destroyed_with_open_commands),
         cmocka_unit_test(absent_at_start),
         cmocka_unit_test(killed_and_restarted),
         cmocka_unit_test(frozen),
+        cmocka_unit_test(our_own_stall),
+        cmocka_unit_test(stopped_while_it_waits),
+        cmocka_unit_test(misses_of_one_instant),
+        cmocka_unit_test(scripts_are_loaded_first),
         cmocka_unit_test(late_replies),
         cmocka_unit_test(deadlines_in_order),
         cmocka_unit_test(pending_limit),
         cmocka_unit_test(huge_reply),
         cmocka_unit_test(password),
         cmocka_unit_test(addresses),
+        cmocka_unit_test(access_rights),
+        cmocka_unit_test(another_address),
+        {"slow_server_200_ms", slow_server, NULL, NULL, &delays_ms[0]},
+        {"slow_server_15_ms", slow_server, NULL, NULL, &delays_ms[1]},
+        cmocka_unit_test(loading),
     };
     log_setup(&(struct log_config){.program = "test", .level = LOG_LEVEL_ERROR, .fd = 2});
     if (!redis_server_available()) {

@@ -1,5 +1,7 @@
 #include "redis_server.h"
-#include <dirent.h>
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <ftw.h>
 #include <hiredis/hiredis.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -7,10 +9,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
-#include <fcntl.h>
 
 static void pause_ms(long ms)
 {
@@ -28,13 +30,48 @@ bool redis_server_available(void)
     return system("command -v redis-server >/dev/null 2>&1") == 0;
 }
 
+unsigned redis_server_port(void)
+{
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t size = sizeof address;
+    if (fd < 0 || bind(fd, (struct sockaddr *)&address, sizeof address) != 0 ||
+        getsockname(fd, (struct sockaddr *)&address, &size) != 0)
+        fail("a free port");
+    close(fd);
+    return ntohs(address.sin_port);
+}
+
+static const char *write_rules(const struct redis_server *server)
+{
+    static char path[128];
+    snprintf(path, sizeof path, "%s/sentinel.conf", server->directory);
+    FILE *file = fopen(path, "we");
+    if (!file || fputs(server->sentinel_rules, file) < 0 || fclose(file) != 0)
+        fail("sentinel.conf");
+    return path;
+}
+
 static void run(const struct redis_server *server)
 {
-    const char *words[32] = {"redis-server",    "--port", "0", "--unixsocket", server->socket, "--dir",
-                             server->directory, "--save", "",  "--appendonly", "no",           "--loglevel",
-                             "warning"};
-    unsigned count = 13;
-    for (unsigned i = 0; i < 8 && server->options[i]; i++)
+    char port[12];
+    snprintf(port, sizeof port, "%u", server->port);
+    const char *words[40] = {"redis-server"};
+    unsigned count = 1;
+    if (server->sentinel_rules)
+        words[count++] = write_rules(server);
+    const char *const more[] = {"--port",       port,    "--bind",          "127.0.0.1",  "--unixsocket",
+                                server->socket, "--dir", server->directory, "--loglevel", "warning"};
+    for (unsigned i = 0; i < sizeof more / sizeof *more; i++)
+        words[count++] = more[i];
+    if (server->sentinel_rules) {
+        words[count++] = "--sentinel";
+    } else {
+        const char *const alone[] = {"--save", "", "--appendonly", "no"};
+        for (unsigned i = 0; i < sizeof alone / sizeof *alone; i++)
+            words[count++] = alone[i];
+    }
+    for (unsigned i = 0; i < 12 && server->options[i]; i++)
         words[count++] = server->options[i];
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     int nowhere = open("/dev/null", O_RDWR);
@@ -93,20 +130,17 @@ void redis_server_thaw(struct redis_server *server)
     kill(server->pid, SIGCONT);
 }
 
+static int remove_one(const char *path, const struct stat *info, int kind, struct FTW *at)
+{
+    (void)info, (void)kind, (void)at;
+    return remove(path);
+}
+
 void redis_server_destroy(struct redis_server *server)
 {
     redis_server_kill(server);
-    DIR *directory = server->directory[0] ? opendir(server->directory) : NULL;
-    const struct dirent *entry;
-    while (directory && (entry = readdir(directory))) {
-        char path[400];
-        snprintf(path, sizeof path, "%s/%s", server->directory, entry->d_name);
-        unlink(path);
-    }
-    if (directory) {
-        closedir(directory);
-        rmdir(server->directory);
-    }
+    if (server->directory[0])
+        nftw(server->directory, remove_one, 8, FTW_DEPTH | FTW_PHYS);
     memset(server, 0, sizeof *server);
 }
 

@@ -1,5 +1,5 @@
-/* redis_server.h - a redis-server of the test's own, on a unix socket in a directory of its own. Aborts the test on
- * failure. */
+/* redis_server.h - a redis-server of the test's own, on a unix socket in a directory of its own, and if asked for on a
+ * port of loopback. Aborts the test on failure. */
 #ifndef ROOST_TESTS_ROUTER_REDIS_SERVER_H
 #define ROOST_TESTS_ROUTER_REDIS_SERVER_H
 #include <stdbool.h>
@@ -10,11 +10,14 @@ struct redisReply;
 struct redis_server {
     char directory[64];
     char socket[96];
-    const char *options[8]; /* more words for its command line, NULL-terminated; set before the start */
-    pid_t pid;              /* 0: not running */
+    const char *options[12];    /* more words for its command line, NULL-terminated; set before the start */
+    unsigned port;              /* 0: none; redis_server_port finds a free one. Set before the start */
+    const char *sentinel_rules; /* NULL: none; it is a sentinel with this configuration. Set before the start */
+    pid_t pid;                  /* 0: not running */
 };
 
 bool redis_server_available(void);
+unsigned redis_server_port(void);                      /* free a moment ago */
 void redis_server_start(struct redis_server *server);  /* makes the directory the first time */
 void redis_server_kill(struct redis_server *server);   /* SIGKILL */
 void redis_server_freeze(struct redis_server *server); /* SIGSTOP, and waits until it has stopped */

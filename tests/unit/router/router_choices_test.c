@@ -164,19 +164,6 @@ static void asked_again_it_starts_anew(void **state)
     bench_stop(&s.bench);
 }
 
-/* Released by any choice is released. */
-static void lost_after_a_token_of_a_choice_it_ends(void **state)
-{
-    (void)state;
-    struct setting s = start(2);
-    fake_worker_row(s.worker, s.request, 7, 0, 1, 0);
-    SPIN_UNTIL(s.bench->loop, 2000, s.stream->tokens == 1);
-    fake_worker_kill(s.worker);
-    SPIN_UNTIL(s.bench->loop, 2000, s.stream->errors == 1);
-    assert_int_equal(s.stream->error, WIRE_ERROR_WORKER_LOST);
-    bench_stop(&s.bench);
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -187,7 +174,6 @@ int main(void)
         cmocka_unit_test(a_total_that_is_wrong_ends_the_request),
         cmocka_unit_test(lost_after_the_prompt_it_moves),
         cmocka_unit_test(asked_again_it_starts_anew),
-        cmocka_unit_test(lost_after_a_token_of_a_choice_it_ends),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

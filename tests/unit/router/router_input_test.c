@@ -11,6 +11,7 @@
 #include "common/hash.h"
 #include "common/log.h"
 #include "common/loop.h"
+#include "router/inflight.h"
 #include "router_bench.h"
 #include "spin.h"
 
@@ -299,11 +300,13 @@ static void bad_requests(void **state)
     ask = ask_of(3, NULL);
     ask.no_body = true;
     fake_client_ask(client, &ask);
+    static const uint32_t too_many = REQUEST_RESUME_IDS_MAX + 1;
     ask = ask_of(4, NULL);
-    ask.resume = true;
+    ask.resume_choices = 1;
+    ask.resume_counts = &too_many;
     fake_client_ask(client, &ask);
     static const enum wire_error_code expected[] = {0, WIRE_ERROR_TOO_LARGE, WIRE_ERROR_INVALID, WIRE_ERROR_INVALID,
-                                                    WIRE_ERROR_UNSUPPORTED};
+                                                    WIRE_ERROR_TOO_LARGE};
     for (uint32_t stream = 1; stream <= 4; stream++) {
         SPIN_UNTIL(bench->loop, 2000, client->streams[stream].errors == 1);
         assert_int_equal(client->streams[stream].error, expected[stream]);

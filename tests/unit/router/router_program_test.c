@@ -153,7 +153,7 @@ static void refused_settings(void **state)
                  {"--no-such-thing", "1", 2},
                  {"--placement", "memory", 2}, /* no workers */
                  {"--listen-control", "tcp://127.0.0.1:1x", 1},
-                 {"--redis-address", "localhost:6379", 1},
+                 {"--redis-address", "localhost:6379", 2},
                  {"--redis-password-file", NULL, 1},
                  {"--redis-password-file", "", 1},
                  {"--redis-password-file", "/nowhere/at/all", 1}};

@@ -68,7 +68,7 @@ static const char *field(const char *conversation, const char *name)
 
 static void wait_for_redis(struct bench *bench)
 {
-    let(bench, 300); /* the first claim after it is not a matter of luck: the router connects within one probe */
+    let(bench, 1300); /* it connects within one probe, and who comes in its first second may wait for Redis longer */
 }
 
 static struct fake_stream *turn(struct bench *bench, uint32_t stream, const char *conversation)
@@ -202,7 +202,7 @@ static void link_down_for_long(void **state)
     for (unsigned i = 0; !got || strcmp(got->route, "owner-dead") != 0; i++) {
         assert_true(clock_now_ms() - killed < WORKER_TAKE_OVER_MS + 5000);
         let(bench, 200);
-        /* as it was: a claim that took more than 2 ms gives the conversation to who ran its turn */
+        /* as it was: the worker that runs a turn while the owner's link is down may have taken its cache into it */
         redis_server_ask(&server, "HSET roost:{%s}:place owner %s epoch %u", key.hex, owner, 1000 + i);
         got = turn(bench, stream++, "chat-11");
         assert_string_not_equal(got->worker, owner);
@@ -297,7 +297,8 @@ static void redis_goes_away(void **state)
     bench_stop(&bench);
 }
 
-/* An answer that comes after the request went its way: the worker that ran it is written. */
+/* An answer that comes after the request went its way, to another worker than the owner: the owner is there and keeps
+ * the conversation, and the next turn goes home. */
 static void late_answer(void **state)
 {
     (void)state;
@@ -318,7 +319,123 @@ static void late_answer(void **state)
     assert_string_equal(turn(bench, stream, "chat-6")->worker, first); /* what we remember */
     assert_string_equal(bench->clients[0].streams[stream].route, "redis-down");
     redis_server_thaw(&server);
-    SPIN_UNTIL(bench->loop, 1000, strcmp(field("chat-6", "owner"), first) == 0);
+    let(bench, 100);
+    assert_string_equal(field("chat-6", "owner"), second);
+    assert_string_equal(turn(bench, stream + 1, "chat-6")->worker, second);
+    assert_string_equal(field("chat-6", "owner"), second);
+    bench_stop(&bench);
+}
+
+/* Its router was lost: it has waited longer than Redis takes for all who come with it. */
+static void a_repeat_waits_for_its_record(void **state)
+{
+    (void)state;
+    struct router_settings settings = redis_settings();
+    struct bench *bench = bench_start(3, &settings);
+    wait_for_redis(bench);
+    for (unsigned i = 0; i < 3; i++)
+        bench->workers[i].auto_tokens = 1;
+    uint32_t stream = 1;
+    (void)placed_turn(bench, &stream, "chat-14"); /* the link is up */
+    for (unsigned i = 0; i < 3; i++) {
+        char name[16];
+        snprintf(name, sizeof name, "chat-15-%u", i);
+        struct placement_key key = key_of(name);
+        redis_server_ask(&server, "HSET roost:{%s}:place owner %s epoch 4444", key.hex, bench->workers[i].name);
+        for (unsigned repeat = 0; repeat < 2; repeat++) {
+            struct fake_ask ask = ask_of(100 + 2 * i + repeat, name);
+            ask.attempt_client = 1 + !repeat;
+            redis_server_freeze(&server);
+            fake_client_ask(&bench->clients[0], &ask);
+            let(bench, 15);
+            assert_int_equal(router_in_flight(bench->router), !repeat);
+            redis_server_thaw(&server);
+            struct fake_stream *got = &bench->clients[0].streams[100 + 2 * i + repeat];
+            SPIN_UNTIL(bench->loop, 1000, got->dones == 1);
+            assert_string_equal(got->route, repeat ? "redis-down" : "owner");
+            assert_string_equal(got->worker, bench->workers[i].name);
+            let(bench, 50);
+        }
+    }
+    bench_stop(&bench);
+}
+
+/* The record of a new conversation is made by a claim that is answered late: whoever ran the first turn has it. */
+static void late_answer_to_a_new_one(void **state)
+{
+    (void)state;
+    enum { TALKS = 16 };
+    struct router_settings settings = redis_settings();
+    struct bench *bench = bench_start(3, &settings);
+    wait_for_redis(bench);
+    struct fake_client *client = &bench->clients[0];
+    uint32_t stream = 1;
+    bench->workers[0].auto_tokens = bench->workers[1].auto_tokens = bench->workers[2].auto_tokens = 1;
+    (void)placed_turn(bench, &stream, "chat-12"); /* the link is up */
+    bench->workers[0].queued_tokens = 1 << 20;    /* never proposed, and first in the order of a third of them */
+    for (unsigned i = 0; i < 3; i++)
+        bench->workers[i].auto_tokens = 0;
+    let(bench, 300);
+    uint64_t late = stats_of(bench).placement_late;
+    unsigned before = requests_total(bench);
+    redis_server_freeze(&server);
+    for (unsigned i = 0; i < TALKS; i++) {
+        char name[16];
+        snprintf(name, sizeof name, "late-%u", i);
+        struct fake_ask ask = ask_of(200 + i, name);
+        fake_client_ask(client, &ask);
+    }
+    SPIN_UNTIL(bench->loop, 1000, stats_of(bench).placement_late == late + TALKS);
+    SPIN_UNTIL(bench->loop, 1000, requests_total(bench) >= before + TALKS);
+    redis_server_thaw(&server);
+    assert_true(bench->workers[0].request_count > 0);
+    for (unsigned i = 0; i < 3; i++)
+        for (unsigned k = 0; k < bench->workers[i].request_count; k++)
+            if (memcmp(bench->workers[i].requests[k].conversation, "late-", 5) == 0)
+                fake_worker_done(&bench->workers[i], &bench->workers[i].requests[k], 0);
+    for (unsigned i = 0; i < TALKS; i++) {
+        char name[16];
+        snprintf(name, sizeof name, "late-%u", i);
+        SPIN_UNTIL(bench->loop, 1000, client->streams[200 + i].dones == 1);
+        assert_string_equal(client->streams[200 + i].route, "redis-down");
+        SPIN_UNTIL(bench->loop, 1000, strcmp(field(name, "owner"), client->streams[200 + i].worker) == 0);
+    }
+    bench_stop(&bench);
+}
+
+/* Nobody is told WELCOME before the router knows where conversations are: the first turn through it goes home. */
+static void open_when_redis_has_answered(void **state)
+{
+    (void)state;
+    struct router_settings settings = redis_settings();
+    struct bench *bench = bench_start(3, &settings);
+    for (unsigned i = 0; i < 3; i++) {
+        bench->workers[i].auto_tokens = 1;
+        register_worker(&bench->workers[i], 600000);
+    }
+    uint32_t stream = 1;
+    (void)placed_turn(bench, &stream, "chat-13");
+    struct placement_key key = key_of("chat-13");
+    for (unsigned i = 0; i < 3; i++) { /* the owner is each of them once, so that no luck decides */
+        redis_server_ask(&server, "HSET roost:{%s}:place owner %s", key.hex, bench->workers[i].name);
+        redis_server_freeze(&server);
+        struct router *other = NULL;
+        struct fake_client fresh = {.role = WIRE_ROLE_CLIENT};
+        assert_int_equal(router_create(bench->loop, bench->zmq, &bench->settings, NULL, &other), STATUS_OK);
+        fake_client_start(&fresh, bench->loop, bench->zmq, router_control_endpoint(other), router_data_endpoint(other));
+        SPIN_UNTIL(bench->loop, 3000, router_workers_ready(other) == 3);
+        let(bench, 300);
+        assert_false(fake_client_ready(&fresh));
+        redis_server_thaw(&server);
+        SPIN_UNTIL(bench->loop, 1000, fake_client_ready(&fresh));
+        struct fake_ask ask = ask_of(100, "chat-13");
+        fake_client_ask(&fresh, &ask);
+        SPIN_UNTIL(bench->loop, 1000, fresh.streams[100].dones == 1);
+        assert_string_equal(fresh.streams[100].route, "owner");
+        assert_string_equal(fresh.streams[100].worker, bench->workers[i].name);
+        fake_client_stop(&fresh);
+        router_destroy(&other);
+    }
     bench_stop(&bench);
 }
 
@@ -340,6 +457,7 @@ static void late_answer_while_it_runs(void **state)
     (void)state;
     struct router_settings settings = redis_settings();
     struct bench *bench = bench_start(1, &settings);
+    wait_for_redis(bench);
     struct fake_worker *worker = &bench->workers[0];
     struct fake_client *client = &bench->clients[0];
     worker->auto_tokens = 1;
@@ -365,6 +483,7 @@ static void late_answer_while_it_waits(void **state)
     (void)state;
     struct router_settings settings = redis_settings();
     struct bench *bench = bench_start(1, &settings);
+    wait_for_redis(bench);
     struct fake_worker *worker = &bench->workers[0];
     struct fake_client *client = &bench->clients[1];
     worker->auto_tokens = 1;
@@ -412,10 +531,17 @@ static void absent_at_start(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(placed_and_shared),         cmocka_unit_test(lease_in_redis_counts),
-        cmocka_unit_test(link_down_for_long),        cmocka_unit_test(directory),
-        cmocka_unit_test(redis_goes_away),           cmocka_unit_test(late_answer),
-        cmocka_unit_test(late_answer_while_it_runs), cmocka_unit_test(late_answer_while_it_waits),
+        cmocka_unit_test(placed_and_shared),
+        cmocka_unit_test(lease_in_redis_counts),
+        cmocka_unit_test(link_down_for_long),
+        cmocka_unit_test(directory),
+        cmocka_unit_test(redis_goes_away),
+        cmocka_unit_test(late_answer),
+        cmocka_unit_test(a_repeat_waits_for_its_record),
+        cmocka_unit_test(late_answer_to_a_new_one),
+        cmocka_unit_test(open_when_redis_has_answered),
+        cmocka_unit_test(late_answer_while_it_runs),
+        cmocka_unit_test(late_answer_while_it_waits),
         cmocka_unit_test(absent_at_start),
     };
     struct log_config log = {
