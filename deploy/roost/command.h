@@ -15,6 +15,9 @@ struct command {
 };
 
 int command_chat(int argc, char **argv);
+int command_drain(int argc, char **argv);
 int command_model(int argc, char **argv);
+int command_whereis(int argc, char **argv);
+int command_workers(int argc, char **argv);
 
 #endif

@@ -7,6 +7,9 @@
 
 static const struct command commands[] = {
     { "chat", "talk to a cluster: tokens as they come, and what each turn cost", command_chat },
+    { "workers", "the workers that a router knows, and how each one stands", command_workers },
+    { "whereis", "which worker holds a conversation, and where its next turn would go", command_whereis },
+    { "drain", "let a worker finish what it runs, until it may be deleted", command_drain },
     { "model", "describe a model directory, or seal it with its known answer", command_model },
 };
 #define COMMAND_COUNT (sizeof commands / sizeof commands[0])
