@@ -159,14 +159,14 @@ class Redis(Process):
 
     def __init__(self, directory, port=None):
         self.socket_path = directory / "redis.sock"
-        self.port = port
+        self.host, self.port = "127.0.0.1", port
         where = ["--port", port, "--bind", "127.0.0.1"] if port else ["--port", "0", "--unixsocket", self.socket_path]
         super().__init__("redis", ["redis-server", *where, "--save", "", "--appendonly", "no", "--dir", directory,
                                    "--loglevel", "warning", "--daemonize", "no"], directory)
 
     @property
     def address(self):
-        return f"127.0.0.1:{self.port}" if self.port else str(self.socket_path)
+        return f"{self.host}:{self.port}" if self.port else str(self.socket_path)
 
     def is_ready(self):
         try:
@@ -179,7 +179,7 @@ class Redis(Process):
         words = [word if isinstance(word, bytes) else str(word).encode() for word in words]
         with socket.socket(socket.AF_INET if self.port else socket.AF_UNIX) as link:
             link.settimeout(5)
-            link.connect(("127.0.0.1", self.port) if self.port else str(self.socket_path))
+            link.connect((self.host, self.port) if self.port else str(self.socket_path))
             link.sendall(b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in words))
             with link.makefile("rb") as replies:
                 return self._reply(replies)

@@ -118,8 +118,9 @@ def test_nothing_said_is_written_down(new_cluster):
         wait_until("a placement record", lambda: cluster.place("canary-conversation", "canary-tenant"), 5)
         stored = []
         for key in cluster.redis.call("KEYS", "*"):
-            kind = cluster.redis.call("TYPE", key)
-            stored.append((key, cluster.redis.hash(key) if kind == "hash" else cluster.redis.call("SMEMBERS", key)))
+            read = {"hash": cluster.redis.hash, "set": lambda name: cluster.redis.call("SMEMBERS", name),
+                    "string": lambda name: cluster.redis.call("GET", name)}
+            stored.append((key, read[cluster.redis.call("TYPE", key)](key)))
         assert "canary" not in repr(stored)
         logs = cluster.logs()
         for word in ("canary-text", "canary-name", "canary-setting", "canary-reply", *(word for word in reply.text.split() if len(word) > 12)):
