@@ -8,7 +8,7 @@ from cluster import SLOWER
 from faults import spread
 from fleet import wait_for
 from load import Load, perform, to_call
-from scene import long_s, play
+from scene import bar, long_s, play
 
 # A client in a process of its own, to be stopped or killed: starts streams, reads what comes, and says how much.
 CLIENT = """
@@ -101,7 +101,7 @@ def test_f22_reader_stops(tmp_path):
         now = scene.history.now()
         p99 = gaps_p99(scene, begin, now)
         print(f"  between batches of the others: p99 {p99 * 1e3:.0f} ms, {calm * 1e3:.0f} ms before", flush=True)
-        assert p99 < 1.5 * calm + 0.05 * SLOWER
+        bar("between batches of the others, p99, s", p99, 1.5 * calm + 0.05 * SLOWER)
         await back_to_nothing(scene)
         check_flat(before, await scene.faults.off_loop(memory, scene), "afterwards")
     play(tmp_path, story, routers=2)
@@ -154,7 +154,7 @@ def test_f23_cancels(tmp_path):
                 stages["later" if request.tokens else "before any token"] += 1
         print(f"  from cancel to end: {spread(took)}; {stages}", flush=True)
         assert len(took) > 50 and all(stages.values())
-        assert sorted(took)[len(took) * 95 // 100] < 0.25 * SLOWER
+        bar("cancel to end, p95, s", sorted(took)[len(took) * 95 // 100], 0.25 * SLOWER)
         for router in scene.fleet.routers:
             figures = await scene.faults.off_loop(scene.fleet.metrics, router)
             count, total = figures["roost_router_cancel_seconds_count"], figures["roost_router_cancel_seconds_sum"]
