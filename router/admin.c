@@ -56,7 +56,8 @@ static void on_ready(void *user, struct operator_request *request)
     if (admin->router->draining)
         operator_answer_error(request, 503, "this router is draining");
     else if (!admin->router->open)
-        operator_answer_error(request, 503, "this router has just started: it waits for Redis and the workers it names");
+        operator_answer_error(request, 503,
+                              "this router has just started: it waits for Redis and the workers it names");
     else if (ready == 0)
         operator_answer_error(request, 503, "no worker is ready: GET /workers says what each one is");
     else
