@@ -247,7 +247,8 @@ HEADS = [
     ("a short numerics id", {"numerics_id": bytes(31)}, INVALID), ("a wrong body size", {"body_bytes": 3}, INVALID),
     ("no body size", {"body_bytes": 0}, INVALID),
     ("a resume that does not add up", {"resume": pb.Resume(counts=ids(5), ids=ids(1))}, INVALID),
-    ("a resume", {"resume": pb.Resume(counts=ids(1), ids=ids(11))}, UNSUPPORTED),
+    ("a resume of what is no token", {"resume": pb.Resume(counts=ids(1), ids=ids(VOCABULARY))}, INVALID),
+    ("a resume of more choices than asked for", {"resume": pb.Resume(counts=ids(1, 1), ids=ids(11, 11))}, INVALID),
 ]
 
 
@@ -389,13 +390,13 @@ def test_unknown_fields(peer):
 
 
 def test_wrong_direction(peer):
-    """Kinds that only servers send, and kinds that are not built yet."""
+    """Kinds that only servers send, and kinds that are meant for somebody else."""
     for message in (pb.Welcome(version=1, session=peer.session, lease_ms=5, lease_expiry_ms=9), pb.Done(request_id=bytes(16)),
                     pb.Error(request_id=bytes(16), code=1), pb.NeedHistory(request_id=bytes(16)), pb.Resend(request_id=bytes(16)),
                     pb.WrongOwner(request_id=bytes(16), owner=b"worker-a"), pb.Ack(request_id=bytes(16)),
                     pb.Attach(request_id=bytes(16), tenant=b"default", session=peer.session),
                     pb.AttachReply(request_id=bytes(16), known=True), pb.GoAway(session=peer.session),
-                    pb.Superseded(request_id=bytes(16)), pb.Drain(worker=b"worker-a"), pb.DrainStatus(worker=b"worker-a"),
+                    pb.Superseded(request_id=bytes(16)), pb.Drain(worker=b"worker-z"), pb.DrainStatus(worker=b"worker-a"),
                     pb.Cancel(request_id=os.urandom(16), tenant=b"default", session=peer.session),
                     pb.Tokens(stream=ids(1), choice=b"\0\0", first=ids(0), count=b"\1\0", ids=ids(5), text_bytes=ids(1), text=b"x",
                               attempt_client=ids(1), attempt_router=ids(0))):
