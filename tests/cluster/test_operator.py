@@ -81,6 +81,7 @@ def test_health_and_readiness(shared_cluster):
     router, worker = shared_cluster.routers[0], shared_cluster.workers[0]
     for process in (router, worker):
         assert ask_json(process, "/healthz") == (200, {"status": "ok"})
+    wait_until("the router is open", lambda: ask(router, "/readyz")[0] == 200, START_S)     # its port is there before
     assert ask_json(router, "/readyz") == (200, {"status": "ready", "workers_ready": 2})
     assert ask_json(worker, "/readyz") == (200, {"status": "ready"})
 
@@ -134,6 +135,30 @@ def test_looking_changes_nothing(shared_cluster):
     assert shared_cluster.place("never-said", "somebody") == {}
     assert "no worker holds conversation 'never-said'" in roost("whereis", "never-said", "--tenant", "somebody", router=router, code=1)
     assert ask(router, "/conversation?name=a%20b")[0] == 400
+
+
+# ---- records tell what is held
+
+def test_evicted_conversations_lose_their_record(new_cluster):
+    """A cache for some of forty conversations: Redis forgets those that it evicted, and no other."""
+    settings = {**OPERATOR, "simulate": "fast,reply=30,context=512,kv_tokens=4096", "kv_host_mebibytes": 0}
+    cluster = new_cluster(workers=1, worker_settings=settings, router_settings=OPERATOR)
+    names = [f"talk-{i}" for i in range(40)]
+    for name in names:
+        say(cluster, name, " ".join([name] + ["the king is dead and nobody knows the road"] * 20))
+    worker = cluster.workers[0]
+
+    def told():
+        _, samples = metrics(worker)
+        gone = samples["roost_worker_records_evicted_total"]
+        return gone > 0 and samples["roost_worker_conversations_due"] == 0 and samples["roost_worker_conversations"] + gone == len(names)
+    wait_until("records of what was evicted are gone", told, 10)
+    held = [name for name in names if cluster.place(name)]
+    assert len(held) == metrics(worker)[1]["roost_worker_conversations"]
+    assert held == names[-len(held):] and 4 <= len(held) < 30, held
+    record = cluster.place(held[0])
+    assert record["tier"] == "device" and int(record["tokens"]) > 0
+    assert say(cluster, names[0])[0]["route"] == "new"           # nothing is there that would be worth going home to
 
 
 # ---- the tool

@@ -159,6 +159,14 @@ static uint64_t simulated_bytes(const struct kv_cache_config *cache, uint64_t to
     return (uint64_t)((double)tokens / cache->sequence_tokens_max * (double)one);
 }
 
+static void on_fate(void *user, uint64_t label, enum kv_fate fate)
+{
+    struct engine *engine = user;
+    const enum engine_event_kind kind = fate == KV_FATE_HOST ? ENGINE_DEMOTED : ENGINE_EVICTED;
+    if (engine->sink != NULL) /* else somebody forgets the whole cache between two steps */
+        engine_send(engine, &(struct engine_event){.kind = kind, .job = label});
+}
+
 static enum status make_cache(struct engine *engine, const struct engine_config *config)
 {
     const struct model_config *model = &engine->model->config;
@@ -173,6 +181,8 @@ static enum status make_cache(struct engine *engine, const struct engine_config 
         .chunk_tokens_max = engine->chunk_tokens,
         .rewind_tokens = or_default(config->rewind_tokens, UINT32_MAX, REWIND_TOKENS_DEFAULT),
         .snapshots_max = or_default(config->snapshots_max, UINT32_MAX, SNAPSHOTS_DEFAULT),
+        .on_fate = on_fate,
+        .fate_user = engine,
     };
     for (uint32_t group = 0; group < BACKEND_GROUPS_MAX; group++) {
         cache->groups[group] = (struct kv_group_config){
@@ -554,6 +564,7 @@ bool engine_step(struct engine *engine, engine_event_fn *fn, void *user)
     }
     free_jobs(&engine->ended);
     publish(engine);
+    engine->sink = NULL;
     atomic_store_explicit(&engine->progress.step_started_ms, 0, memory_order_relaxed);
     return worked;
 }

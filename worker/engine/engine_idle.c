@@ -39,7 +39,10 @@ static uint32_t *copy_ends(const struct prompt *prompt)
 void engine_idle_remember(struct engine *engine, struct choice *choice)
 {
     const struct prompt *prompt = &choice->job->prompt;
-    struct idle_reply reply = {.text = choice->text, .text_size = choice->text_size};
+    struct idle_reply reply = {.label = choice->label,
+                               .kept = choice->kept,
+                               .text = choice->text,
+                               .text_size = choice->text_size};
     memcpy(reply.root, choice->job->root, sizeof reply.root);
     reply.prompt = (struct prompt){
         .ids = choice->ids, .count = prompt->count, .ends = copy_ends(prompt), .end_count = prompt->end_count};
@@ -77,6 +80,8 @@ static struct job *make_job(struct engine *engine, struct idle_reply *reply)
     if (job == NULL)
         return NULL;
     memcpy(job->root, reply->root, sizeof job->root);
+    job->label = reply->label;
+    job->drawn = reply->kept;
     job->idle = true;
     job->priority = INT32_MIN;
     job->arrival = engine->arrivals++;
@@ -106,7 +111,9 @@ void engine_idle_end(struct engine *engine)
     struct choice *choice = job->choices;
     engine->idle = NULL;
     if (choice != NULL && choice->state == CHOICE_RUNNING) {
-        kv_cache_keep(engine->cache, &choice->sequence, 0);
+        choice->kept = kv_cache_keep(engine->cache, &choice->sequence, 0, job->label);
+        if (choice->kept != 0 && choice->kept != job->drawn) /* the next turn begins like this one, not as it was drawn */
+            kv_cache_unlabel(engine->cache, job->drawn, job->label);
         engine_move_choice(engine, choice, CHOICE_ENDED);
     }
     DL_APPEND(engine->ended, job);

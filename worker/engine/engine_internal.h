@@ -43,6 +43,8 @@ struct engine_run {                  /* of the batch of this step */
 
 struct idle_reply {                  /* everything owned */
     uint8_t root[KV_CACHE_ROOT_BYTES];
+    uint64_t label;                  /* of the path that the drawn reply left, and that path's number; 0: none */
+    uint32_t kept;
     struct prompt prompt;            /* ids: prompt and drawn reply; count: the prompt's alone */
     char *text;
     size_t text_size;

@@ -28,11 +28,14 @@ static uint32_t span_us(uint64_t from, uint64_t to)
 /* What it computed stays in the cache, unless it cannot be trusted. */
 static void end_sequence(struct engine *engine, struct choice *choice, bool keep)
 {
-    const uint32_t prompt = choice->job->prompt.count;
+    const struct job *job = choice->job;
+    const uint32_t prompt = job->prompt.count;
     if (choice->sequence == NULL)
         return;
+    choice->label = job->ended_count + 1 == job->choice_count ? job->label : 0; /* what is kept last goes last */
     if (keep)
-        kv_cache_keep(engine->cache, &choice->sequence, kv_sequence_tokens(choice->sequence) >= prompt ? prompt : 0);
+        choice->kept = kv_cache_keep(engine->cache, &choice->sequence, kv_sequence_tokens(choice->sequence) >= prompt ? prompt : 0,
+                                     choice->label);
     else
         kv_cache_drop(engine->cache, &choice->sequence);
 }

@@ -3,11 +3,14 @@
  *   note --> table --script--> Redis: taken            --> written
  *              ^                      another owner    --> forgotten
  *              |                      not taken (down) --> due, UNWRITTEN
- *   the marker changed: everything is due, WIPED; the tick announces what is due, within its rate and its window
+ *   the marker changed: everything is due, WIPED; demoted: due, CHANGED; evicted: due, GONE
+ *   the tick announces what is due, within its rate and its window; what is GONE is forgotten when Redis knows
  *
  * Always true:
  *   1. an entry is on the list of due ones exactly if its due is not NO, and it is not being announced;
- *   2. an answer finds its entry by key, for the entry may have made room meanwhile. */
+ *   2. an answer finds its entry by key, for the entry may have made room meanwhile;
+ *   3. turns has one number for each entry, that of its last turn; a number whose entry made room stays until it is
+ *      the oldest, and finds an entry of another number or none. */
 #include "worker/server/conversations.h"
 #include <hiredis/hiredis.h>
 #include <inttypes.h>
@@ -48,6 +51,14 @@ static const char note_text[] = REDIS_RECORD_LUA
     "write(r, ARGV[5])\n"
     "return answer(1, r)\n";
 
+/* owner, epoch, cache id: the record goes if they are still these. A cache id that no router has heard of yet is empty. */
+static const char forget_text[] = REDIS_RECORD_LUA
+    "if r and r[1] == ARGV[1] and r[3] == ARGV[2] and (r[2] == ARGV[3] or r[2] == '') then\n"
+    "  redis.call('UNLINK', key)\n"
+    "  return answer(1, nil)\n"
+    "end\n"
+    "return answer(0, r)\n";
+
 /* The marker: 32 characters. Anything else there is no marker. */
 static const char generation_text[] =
     "if redis.call('TYPE', KEYS[1]).ok == 'string' and redis.call('STRLEN', KEYS[1]) == 32 then\n"
@@ -56,14 +67,18 @@ static const char generation_text[] =
     "redis.call('SET', KEYS[1], ARGV[1])\n"
     "return ARGV[1]\n";
 
-enum due { DUE_NO, DUE_UNWRITTEN, DUE_WIPED };
+/* Why it is due. CHANGED keeps a record of ours up to date, UNWRITTEN writes a free one too, WIPED takes over, GONE
+ * deletes; the later ones include the earlier ones. */
+enum due { DUE_NO, DUE_CHANGED, DUE_UNWRITTEN, DUE_WIPED, DUE_GONE };
 
 struct entry {
     TAILQ_ENTRY(entry) next; /* on due, if listed */
     uint64_t epoch, written_ms;
+    uint64_t turn; /* the last one */
     uint32_t tokens;
     uint8_t due; /* enum due */
     bool listed;
+    bool on_host;
 };
 TAILQ_HEAD(entry_list, entry);
 
@@ -71,9 +86,11 @@ struct conversations {
     struct loop *loop;       /* ref */
     struct redis_link *link; /* ref */
     char owner[OWNER_MAX + 1];
+    char cache_id[HASH_HEX_SIZE(CONVERSATIONS_KEY_BYTES)];
     struct recent *entries;
+    struct recent *turns; /* the key of the conversation under the hash of the turn's number */
     struct entry_list due;
-    struct redis_script *note_script, *generation_script;
+    struct redis_script *note_script, *forget_script, *generation_script;
     struct loop_timer *timer;
     char generation[33]; /* "": not read yet */
     bool asking;         /* for the marker */
@@ -87,8 +104,9 @@ struct conversations {
 struct operation {
     struct conversations *conversations; /* ref */
     uint8_t key[CONVERSATIONS_KEY_BYTES];
-    uint32_t tokens;
-    bool announcement;
+    uint64_t turn;
+    bool on_host;
+    bool announcement, forget;
 };
 
 /* ---- what is due ---- */
@@ -118,11 +136,40 @@ static void due_add(struct conversations *conversations, struct entry *entry, en
     conversations->stats.due++;
 }
 
+static void turn_key(uint64_t turn, uint8_t *key)
+{
+    const uint64_t halves[2] = {hash_fast(&turn, sizeof turn, 0), hash_fast(&turn, sizeof turn, 1)};
+    memcpy(key, halves, CONVERSATIONS_KEY_BYTES);
+}
+
+/* NULL: it is not the last one of a conversation that is held. */
+static struct entry *entry_of_turn(struct conversations *conversations, uint64_t turn)
+{
+    uint8_t number[CONVERSATIONS_KEY_BYTES];
+    turn_key(turn, number);
+    const uint8_t *key = recent_peek(conversations->turns, number);
+    struct entry *entry = key ? recent_peek(conversations->entries, key) : NULL;
+    return entry && entry->turn == turn ? entry : NULL;
+}
+
+static void entry_set_turn(struct conversations *conversations, struct entry *entry, const uint8_t *key, uint64_t turn)
+{
+    uint8_t number[CONVERSATIONS_KEY_BYTES];
+    turn_key(entry->turn, number);
+    recent_remove(conversations->turns, number);
+    turn_key(turn, number);
+    (void)recent_put(conversations->turns, number, key);
+    entry->turn = turn;
+}
+
 static void entry_forget(struct conversations *conversations, const uint8_t *key)
 {
     struct entry *entry = recent_peek(conversations->entries, key);
     if (!entry)
         return;
+    uint8_t number[CONVERSATIONS_KEY_BYTES];
+    turn_key(entry->turn, number);
+    recent_remove(conversations->turns, number);
     due_remove(conversations, entry);
     recent_remove(conversations->entries, key);
 }
@@ -168,7 +215,12 @@ static void on_noted(void *user, enum status st, const struct redisReply *reply,
         if (st != STATUS_CLOSED)
             conversations->paused_until_ms = loop_now_ms(conversations->loop) + PAUSE_MS;
         if (entry)
-            due_add(conversations, entry, DUE_UNWRITTEN, true);
+            due_add(conversations, entry, operation->forget && entry->turn == operation->turn ? DUE_GONE : DUE_UNWRITTEN, true);
+    } else if (operation->forget) {
+        if (entry && entry->turn == operation->turn) { /* else a turn ended meanwhile, and its note is behind this */
+            conversations->stats.evicted++;
+            entry_forget(conversations, operation->key);
+        }
     } else if (!ours) {
         conversations->stats.lost++;
         entry_forget(conversations, operation->key);
@@ -177,7 +229,7 @@ static void on_noted(void *user, enum status st, const struct redisReply *reply,
         conversations->stats.announced += operation->announcement;
         if (entry && entry->epoch <= epoch)
             entry->epoch = epoch;
-        if (entry && entry->tokens == operation->tokens) {
+        if (entry && entry->turn == operation->turn && entry->on_host == operation->on_host && entry->due != DUE_GONE) {
             due_remove(conversations, entry);
             entry->written_ms = loop_now_ms(conversations->loop);
         }
@@ -185,26 +237,48 @@ static void on_noted(void *user, enum status st, const struct redisReply *reply,
     free(operation);
 }
 
+static enum status call_note(struct conversations *conversations, struct operation *operation, const char *name,
+                             const char *epoch, const struct entry *entry)
+{
+    char tokens[12], ttl[12];
+    snprintf(tokens, sizeof tokens, "%" PRIu32, entry->tokens);
+    snprintf(ttl, sizeof ttl, "%d", REDIS_RECORD_TTL_S);
+    const char *mode = conversations->draining || entry->due == DUE_CHANGED ? "keep"
+                       : entry->due == DUE_WIPED                           ? "take"
+                                                                           : "free";
+    const char *tier = entry->on_host ? "host" : "device";
+    const char *words[] = {name, conversations->owner, epoch, tokens, tier, ttl, mode};
+    return redis_script_call(conversations->note_script, CONVERSATIONS_DEADLINE_MS, on_noted, operation, 1,
+                             sizeof words / sizeof *words, words);
+}
+
+static enum status call_forget(struct conversations *conversations, struct operation *operation, const char *name,
+                               const char *epoch)
+{
+    const char *words[] = {name, conversations->owner, epoch, conversations->cache_id};
+    return redis_script_call(conversations->forget_script, CONVERSATIONS_DEADLINE_MS, on_noted, operation, 1,
+                             sizeof words / sizeof *words, words);
+}
+
 /* False: Redis could not be asked. */
 static bool tell(struct conversations *conversations, const uint8_t *key, const struct entry *entry, bool announcement)
 {
-    char name[REDIS_RECORD_KEY_SIZE], hex[HASH_HEX_SIZE(CONVERSATIONS_KEY_BYTES)], epoch[24], tokens[12], ttl[12];
+    char name[REDIS_RECORD_KEY_SIZE], hex[HASH_HEX_SIZE(CONVERSATIONS_KEY_BYTES)], epoch[24];
     struct operation *operation = calloc(1, sizeof *operation);
     if (!operation)
         return false;
     operation->conversations = conversations;
     memcpy(operation->key, key, sizeof operation->key);
-    operation->tokens = entry->tokens;
+    operation->turn = entry->turn;
+    operation->on_host = entry->on_host;
     operation->announcement = announcement;
+    operation->forget = entry->due == DUE_GONE;
     hash_hex(key, CONVERSATIONS_KEY_BYTES, hex);
     snprintf(name, sizeof name, REDIS_RECORD_KEY, hex);
     snprintf(epoch, sizeof epoch, "%" PRIu64, entry->epoch < REDIS_RECORD_EPOCH_MAX ? entry->epoch : 0);
-    snprintf(tokens, sizeof tokens, "%" PRIu32, entry->tokens);
-    snprintf(ttl, sizeof ttl, "%d", REDIS_RECORD_TTL_S);
-    const char *mode = conversations->draining ? "keep" : entry->due == DUE_WIPED ? "take" : "free";
-    const char *words[] = {name, conversations->owner, epoch, tokens, "device", ttl, mode};
-    if (redis_script_call(conversations->note_script, CONVERSATIONS_DEADLINE_MS, on_noted, operation, 1,
-                          sizeof words / sizeof *words, words) != STATUS_OK) {
+    enum status st = operation->forget ? call_forget(conversations, operation, name, epoch)
+                                       : call_note(conversations, operation, name, epoch, entry);
+    if (st != STATUS_OK) {
         free(operation);
         return false;
     }
@@ -212,25 +286,46 @@ static bool tell(struct conversations *conversations, const uint8_t *key, const 
     return true;
 }
 
-void conversations_note(struct conversations *conversations, const uint8_t *key, uint64_t epoch, uint32_t tokens)
+void conversations_note(struct conversations *conversations, const struct conversations_turn *turn)
 {
     if (!conversations)
         return;
     conversations->stats.notes++;
+    const uint8_t *key = turn->key;
     struct entry *entry = recent_find(conversations->entries, key);
     if (!entry) {
         struct entry *oldest = recent_oldest(conversations->entries);
         if (recent_count(conversations->entries) == CONVERSATIONS_MAX)
             due_remove(conversations, oldest);
-        entry = recent_put(conversations->entries, key, &(struct entry){.epoch = epoch});
+        entry = recent_put(conversations->entries, key, &(struct entry){.epoch = turn->epoch, .turn = turn->turn});
     }
-    if (epoch > entry->epoch)
-        entry->epoch = epoch;
-    entry->tokens = tokens < TOKENS_MAX ? tokens : TOKENS_MAX;
+    if (turn->epoch > entry->epoch)
+        entry->epoch = turn->epoch;
+    entry->tokens = turn->tokens < TOKENS_MAX ? turn->tokens : TOKENS_MAX;
+    entry->on_host = false;
+    entry_set_turn(conversations, entry, key, turn->turn);
+    if (entry->due == DUE_GONE || entry->due == DUE_CHANGED)
+        due_remove(conversations, entry);
     if (!tell(conversations, key, entry, false)) {
         conversations->stats.failed++;
         due_add(conversations, entry, DUE_UNWRITTEN, true);
     }
+}
+
+void conversations_evicted(struct conversations *conversations, uint64_t turn)
+{
+    struct entry *entry = conversations ? entry_of_turn(conversations, turn) : NULL;
+    if (entry)
+        due_add(conversations, entry, DUE_GONE, false);
+}
+
+void conversations_demoted(struct conversations *conversations, uint64_t turn)
+{
+    struct entry *entry = conversations ? entry_of_turn(conversations, turn) : NULL;
+    if (!entry)
+        return;
+    entry->on_host = true;
+    due_add(conversations, entry, DUE_CHANGED, false);
 }
 
 static void announce(struct conversations *conversations)
@@ -262,7 +357,8 @@ static void everything_is_due(struct conversations *conversations)
             conversations->stats.due++;
         TAILQ_INSERT_TAIL(&conversations->due, entry, next);
         entry->listed = true;
-        entry->due = DUE_WIPED;
+        if (entry->due < DUE_WIPED)
+            entry->due = DUE_WIPED;
     }
 }
 
@@ -340,8 +436,11 @@ enum status conversations_create(const struct conversations_config *config, stru
     conversations->link = config->link;
     TAILQ_INIT(&conversations->due);
     snprintf(conversations->owner, sizeof conversations->owner, "%s", config->owner);
+    hash_hex(config->cache_id, CONVERSATIONS_KEY_BYTES, conversations->cache_id);
     TRY_GOTO(recent_create(CONVERSATIONS_MAX, sizeof(struct entry), &conversations->entries), st, fail);
+    TRY_GOTO(recent_create(CONVERSATIONS_MAX, CONVERSATIONS_KEY_BYTES, &conversations->turns), st, fail);
     TRY_GOTO(redis_script_create(config->link, note_text, &conversations->note_script), st, fail);
+    TRY_GOTO(redis_script_create(config->link, forget_text, &conversations->forget_script), st, fail);
     TRY_GOTO(redis_script_create(config->link, generation_text, &conversations->generation_script), st, fail);
     TRY_GOTO(loop_timer_create(config->loop, TICK_MS, true, on_tick, conversations, &conversations->timer), st, fail);
     TRY_GOTO(redis_link_watch(config->link, on_link, conversations), st, fail);
@@ -362,8 +461,10 @@ void conversations_destroy(struct conversations **conversations_pointer)
     *conversations_pointer = NULL;
     loop_timer_destroy(&conversations->timer);
     redis_script_destroy(&conversations->note_script);
+    redis_script_destroy(&conversations->forget_script);
     redis_script_destroy(&conversations->generation_script);
     recent_destroy(&conversations->entries);
+    recent_destroy(&conversations->turns);
     free(conversations);
 }
 

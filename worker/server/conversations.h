@@ -1,8 +1,12 @@
 /* conversations.h - the conversations that this worker holds, and what Redis is told about them.
  *
- * Routers write who owns a conversation; how many tokens the owner holds, and that it still does, is written by the
- * owner alone: `tokens`, `tier` and the life of `roost:{H}:place`. Each note is one script that looks at the owner
+ * Routers write who owns a conversation; how many tokens the owner holds, where, and that it still does, is written by
+ * the owner alone: `tokens`, `tier` and the life of `roost:{H}:place`. Each note is one script that looks at the owner
  * first. Notes are pipelined and nobody waits for them.
+ *
+ * What the cache has evicted is forgotten, and so is its record, if owner, epoch and cache id are still ours: the next
+ * turn is a new conversation to the policy. What went to the host tier is written down as that. Both go with the
+ * announcements, within their rate.
  *
  * They are also remembered, for the day on which Redis loses everything: who finds the key `roost:generation` missing
  * sets it to a random value, and a value that has changed means that Redis was wiped. Then each worker announces what
@@ -10,10 +14,10 @@
  * fewer tokens is taken over; a tie stays with who is written. A note that Redis did not take is written again when
  * Redis is back, without taking anything over. The cache id is left to the routers, which learn it from the next ACK.
  *
- * Entries: 65,536 of 80 bytes and 131,072 buckets of 4: 5.8 MB. All of them are announced within 66 s. The least
- * recently noted one makes room: its record runs out by itself.
+ * Entries: 65,536 of 88 bytes, as many turns of 48, and twice 131,072 buckets of 4: 10 MB. All of them are announced
+ * within 66 s. The least recently noted one makes room: its record runs out by itself.
  *
- * main.c passes each server_config.on_turn on to conversations_note.
+ * main.c passes on what the server says of turns (server_config.on_turn, on_turn_fate).
  *
  * Always true: an entry is here as long as nobody else is known to be its owner. Borrows loop and link; the link is
  * destroyed first, for it answers what is open. Loop thread only. */
@@ -39,6 +43,14 @@ struct conversations_config {
     struct loop *loop;           /* ref */
     struct redis_link *link;     /* ref */
     const char *owner;           /* name of this worker; copied */
+    const uint8_t *cache_id;     /* 16 bytes; copied */
+};
+
+struct conversations_turn {      /* a turn that has ended here */
+    const uint8_t *key;          /* of the record: Head.placement, 16 bytes; copied */
+    uint64_t epoch;              /* Head.epoch */
+    uint32_t tokens;             /* that this worker now holds of the conversation */
+    uint64_t turn;               /* names it in conversations_evicted and _demoted */
 };
 
 struct conversations_stats {     /* totals since start, but the two that say "now" */
@@ -47,7 +59,8 @@ struct conversations_stats {     /* totals since start, but the two that say "no
     uint64_t lost;               /* another worker owns it: forgotten here */
     uint64_t failed;             /* not taken: no connection, or refused by Redis */
     uint64_t wipes;              /* the marker changed */
-    uint64_t announced;          /* written again after a wipe or a failure */
+    uint64_t announced;          /* written again after a wipe, a failure, or a move to the host tier */
+    uint64_t evicted;            /* forgotten because their KV was evicted */
     uint32_t held;               /* now */
     uint32_t due;                /* now: to be announced */
 };
@@ -55,9 +68,11 @@ struct conversations_stats {     /* totals since start, but the two that say "no
 enum status conversations_create(const struct conversations_config *config, struct conversations **out);
 void conversations_destroy(struct conversations **conversations);    /* accepts NULL */
 
-/* A turn has ended here: this worker holds `tokens` tokens of the conversation. key and epoch are those of the head
- * (Head.placement, 16 bytes). conversations NULL (no Redis): nothing happens. */
-void conversations_note(struct conversations *conversations, const uint8_t *key, uint64_t epoch, uint32_t tokens);
+/* The next three do nothing with conversations NULL (no Redis). */
+void conversations_note(struct conversations *conversations, const struct conversations_turn *turn);
+/* What a turn left in the cache is gone, or in the host tier. Nothing happens if its conversation had a later turn here. */
+void conversations_evicted(struct conversations *conversations, uint64_t turn);
+void conversations_demoted(struct conversations *conversations, uint64_t turn);
 /* Draining: records of ours are kept up to date, no others are written. */
 void conversations_set_draining(struct conversations *conversations, bool draining);
 

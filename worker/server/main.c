@@ -344,6 +344,7 @@ struct worker {
     struct operator* operator; /* NULL: no operator port */
     struct directory *directory;
     char password[REDIS_PASSWORD_MAX];
+    uint8_t cache_id[16]; /* of this process; its cache does not outlive it */
     bool ready_written;
     bool signalled;
     int exit_code;
@@ -431,10 +432,20 @@ static void on_state(void *user, enum wire_life state, enum status st)
     }
 }
 
-static void on_turn(void *user, const uint8_t *placement, uint64_t epoch, uint32_t tokens)
+static void on_turn(void *user, const uint8_t *placement, uint64_t epoch, uint32_t tokens, uint64_t turn)
 {
     struct worker *worker = user;
-    conversations_note(worker->conversations, placement, epoch, tokens);
+    conversations_note(worker->conversations,
+                       &(struct conversations_turn){.key = placement, .epoch = epoch, .tokens = tokens, .turn = turn});
+}
+
+static void on_turn_fate(void *user, uint64_t turn, bool evicted)
+{
+    struct worker *worker = user;
+    if (evicted)
+        conversations_evicted(worker->conversations, turn);
+    else
+        conversations_demoted(worker->conversations, turn);
 }
 
 static void remove_ready_file(struct worker *worker)
@@ -479,7 +490,8 @@ static enum status connect_redis(struct worker *worker)
                                      .user = settings->redis_user,
                                      .password = worker->password,
                                      .database = (uint32_t)settings->redis_database};
-    struct conversations_config conversations = {.loop = worker->loop, .owner = settings->name};
+    struct conversations_config conversations = {
+        .loop = worker->loop, .owner = settings->name, .cache_id = worker->cache_id};
     TRY(redis_link_create(worker->loop, &link, &worker->redis));
     conversations.link = worker->redis;
     return conversations_create(&conversations, &worker->conversations);
@@ -511,11 +523,13 @@ static enum status start(struct worker *worker)
         TRY(simulate_profile_parse(settings->simulate, &worker->profile));
         LOG_WARN("simulate: %s: replies are made up, and take the time that the profile says", settings->simulate);
     }
+    hash_random(worker->cache_id, sizeof worker->cache_id);
     TRY(connect_redis(worker));
     struct server_config config = {
         .loop = worker->loop,
         .zmq_context = worker->zmq_context,
         .name = settings->name,
+        .cache_id = worker->cache_id,
         .listen_control = settings->listen_control,
         .listen_data = settings->listen_data,
         .engine = {.model_dir = settings->model,
@@ -537,6 +551,7 @@ static enum status start(struct worker *worker)
         .drain_deadline_ms = (uint32_t)settings->drain_deadline_ms,
         .on_state = on_state,
         .on_turn = on_turn,
+        .on_turn_fate = on_turn_fate,
         .user = worker,
     };
     TRY(server_create(&config, &worker->server));

@@ -465,7 +465,7 @@ enum status server_create(const struct server_config *config, struct server **ou
         server->config.cancel_memory_ms = CANCEL_MEMORY_MS;
     snprintf(server->name, sizeof server->name, "%s", config->name);
     hash_random(server->incarnation, sizeof server->incarnation);
-    hash_random(server->cache_id, sizeof server->cache_id);
+    memcpy(server->cache_id, config->cache_id, sizeof server->cache_id);
     server->state = WIRE_LIFE_STARTING;
     TRY_GOTO(wire_batch_create(&server->batch), st, fail);
     TRY_GOTO(open_channels(server), st, fail);

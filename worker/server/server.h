@@ -39,12 +39,16 @@ struct server_config {
     uint32_t credit_wait_ms;          /* 0: 30000; how long tokens may wait for credit */
     uint32_t cancel_memory_ms;        /* 0: 30000; how long an unknown cancelled id is remembered */
     uint32_t drain_deadline_ms;       /* 30000 */
+    const uint8_t *cache_id;          /* 16 bytes, random for each process: names what its cache holds; copied */
     uint64_t reply_bytes_max;         /* 0: 2 GiB; memory for what open requests may release (server_internal.h) */
     /* READY: serving, also again after a drain that was taken back. DRAINING. SAFE_TO_DELETE: only after server_drain_stay. GONE: drained, or
      * failed with st and status_detail: stop the loop. */
     void (*on_state)(void *user, enum wire_life state, enum status st);
-    /* A turn of a placed conversation has ended here; the next one begins with so many tokens. placement has 16 bytes. May be NULL. */
-    void (*on_turn)(void *user, const uint8_t *placement, uint64_t epoch, uint32_t tokens);
+    /* A turn of a placed conversation has ended here; the next one begins with so many tokens. placement has 16 bytes, turn is a number
+     * that no other turn of this process has. May be NULL. */
+    void (*on_turn)(void *user, const uint8_t *placement, uint64_t epoch, uint32_t tokens, uint64_t turn);
+    /* What that turn left in the cache was evicted, or is in the host tier now. May be NULL. */
+    void (*on_turn_fate)(void *user, uint64_t turn, bool evicted);
     void *user;
 };
 

@@ -192,7 +192,7 @@ static void note_turn(struct server *server, const struct stream *stream)
 {
     if (stream->placed && server->config.on_turn)
         server->config.on_turn(server->config.user, stream->placement, stream->epoch,
-                               stream->terminal.prompt_tokens + stream->due[0]);
+                               stream->terminal.prompt_tokens + stream->due[0], stream->job);
 }
 
 static void end_with_done(struct server *server, struct stream *stream, const struct engine_event *event)
@@ -307,12 +307,26 @@ static void on_job(struct server *server, struct stream *stream, const struct en
         measure_cancel(server, stream);
         end_with_error(server, stream, refusal_code(event->status, WIRE_ERROR_OVER_CAPACITY), event->detail, 0);
         break;
+    case ENGINE_DEMOTED:
+    case ENGINE_EVICTED: break;        /* not about a stream */
     }
+}
+
+static bool tell_fate(struct server *server, const struct engine_thread_event *event)
+{
+    bool evicted = event->event.kind == ENGINE_EVICTED;
+    if (event->kind != ENGINE_THREAD_JOB || !(evicted || event->event.kind == ENGINE_DEMOTED))
+        return false;
+    if (server->config.on_turn_fate)
+        server->config.on_turn_fate(server->config.user, event->job, evicted);
+    return true;
 }
 
 void stream_on_engine(struct server *server, const struct engine_thread_event *event)
 {
     struct stream *stream = NULL;
+    if (tell_fate(server, event))
+        return;
     HASH_FIND(by_job, server->by_job, &event->job, sizeof event->job, stream);
     if (!stream)
         return;

@@ -298,6 +298,7 @@ static bool open_stream(struct server *server, struct session *session, const st
     stream_first_grant(stream, resumed_total(head));
     stream_set_aside(server, stream, kept);
     (*request)->engine.job = stream->job;
+    (*request)->engine.tell_fate = stream->placed;
     enum status st = engine_thread_submit(server->engine, request);
     if (st != STATUS_OK) {
         stream_free(server, stream);

@@ -21,6 +21,7 @@
 
 enum { WORKERS = 2 };
 static const char *const names[WORKERS] = {"worker-a", "worker-b"};
+static const uint8_t caches[WORKERS][CONVERSATIONS_KEY_BYTES] = {{0xca, 1}, {0xca, 2}};
 
 struct bench {
     struct loop *loop;
@@ -37,7 +38,8 @@ static void bench_start(struct bench *bench)
     struct redis_link_config config = {.address = bench->server.socket};
     for (unsigned i = 0; i < WORKERS; i++) {
         assert_int_equal(redis_link_create(bench->loop, &config, &bench->links[i]), STATUS_OK);
-        struct conversations_config worker = {.loop = bench->loop, .link = bench->links[i], .owner = names[i]};
+        struct conversations_config worker = {
+            .loop = bench->loop, .link = bench->links[i], .owner = names[i], .cache_id = caches[i]};
         assert_int_equal(conversations_create(&worker, &bench->workers[i]), STATUS_OK);
     }
     assert_int_equal(redis_link_create(bench->loop, &config, &bench->router_link), STATUS_OK);
@@ -94,10 +96,14 @@ static struct placement_answer claim(struct bench *bench, unsigned i, const char
     return answer.first;
 }
 
-static void note(struct bench *bench, unsigned worker, unsigned i, uint64_t epoch, uint32_t tokens)
+/* Returns the turn's number. */
+static uint64_t note(struct bench *bench, unsigned worker, unsigned i, uint64_t epoch, uint32_t tokens)
 {
+    static uint64_t turn;
     struct placement_key key = key_of(i);
-    conversations_note(bench->workers[worker], key.id, epoch, tokens);
+    conversations_note(bench->workers[worker], &(struct conversations_turn){
+                                                   .key = key.id, .epoch = epoch, .tokens = tokens, .turn = ++turn});
+    return turn;
 }
 
 static struct conversations_stats stats_of(struct bench *bench, unsigned worker)
@@ -150,8 +156,85 @@ static void owners_write(void **state)
     SPIN_UNTIL(bench.loop, 1000, stats_of(&bench, 0).written == 3 && stats_of(&bench, 0).lost == 1);
     assert_string_equal(field(&bench, 1, "tokens"), "1300");
     assert_string_equal(field(&bench, 3, "owner"), "");
-    conversations_note(NULL, key.id, 1, 1);
+    conversations_note(NULL, &(struct conversations_turn){.key = key.id, .epoch = 1, .tokens = 1, .turn = 1});
+    conversations_evicted(NULL, 1);
+    conversations_demoted(NULL, 1);
     assert_int_equal(conversations_count(NULL), 0);
+    bench_stop(&bench);
+}
+
+/* A record promises what the cache holds: it says when that is on the host, and goes when it is gone. */
+static void fates(void **state)
+{
+    (void)state;
+    struct bench bench = {0};
+    bench_start(&bench);
+    struct conversations *worker = bench.workers[0];
+    uint64_t turns[8];
+    for (unsigned i = 1; i <= 7; i++)
+        turns[i] = note(&bench, 0, i, claim(&bench, i, "worker-a").record.epoch, 100 + i);
+    SPIN_UNTIL(bench.loop, 1000, stats_of(&bench, 0).written == 7);
+    conversations_demoted(worker, turns[1]);
+    SPIN_UNTIL(bench.loop, 1000, strcmp(field(&bench, 1, "tier"), "host") == 0);
+    assert_string_equal(field(&bench, 1, "tokens"), "101");
+    turns[1] = note(&bench, 0, 1, 0, 150); /* a turn brings it back */
+    SPIN_UNTIL(bench.loop, 1000, strcmp(field(&bench, 1, "tier"), "device") == 0);
+
+    uint64_t old = turns[2];
+    turns[2] = note(&bench, 0, 2, 0, 160);
+    conversations_evicted(worker, old); /* of an earlier turn: its last one is still there */
+    conversations_demoted(worker, old);
+    conversations_evicted(worker, turns[3]);
+    note(&bench, 0, 3, 0, 170); /* in the same moment it had another */
+    struct placement_key key = key_of(4);
+    redis_server_ask(&bench.server, "HSET roost:{%s}:place cache 00000000000000000000000000000001", key.hex);
+    key = key_of(5);
+    redis_server_ask(&bench.server, "HSET roost:{%s}:place epoch 4503599627370000", key.hex); /* it went and came back */
+    key = key_of(6);
+    redis_server_ask(&bench.server, "HSET roost:{%s}:place owner worker-x", key.hex);
+    key = key_of(7);
+    redis_server_ask(&bench.server, "HSET roost:{%s}:place cache ca010000000000000000000000000000", key.hex);
+    for (unsigned i = 4; i <= 7; i++)
+        conversations_evicted(worker, turns[i]);
+    conversations_evicted(worker, turns[1]);
+    SPIN_UNTIL(bench.loop, 2000, stats_of(&bench, 0).evicted == 5);
+    assert_int_equal(conversations_count(worker), 2); /* 2, 3 */
+    static const char *const owners[] = {NULL, "", "worker-a", "worker-a", "worker-a", "worker-a", "worker-x", ""};
+    for (unsigned i = 1; i <= 7; i++)
+        assert_string_equal(field(&bench, i, "owner"), owners[i]);
+    assert_string_equal(field(&bench, 2, "tier"), "device");
+    assert_int_equal(stats_of(&bench, 0).due, 0);
+    bench_stop(&bench);
+}
+
+/* Redis was away when it happened: told when it is back; and a wipe brings back nothing that is gone. */
+static void fates_while_away(void **state)
+{
+    (void)state;
+    struct bench bench = {0};
+    static const char *const with_file[] = {"--appendonly", "yes", "--appendfsync", "always"};
+    memcpy(bench.server.options, with_file, sizeof with_file);
+    bench_start(&bench);
+    uint64_t turns[4];
+    for (unsigned i = 1; i <= 3; i++)
+        turns[i] = note(&bench, 0, i, claim(&bench, i, "worker-a").record.epoch, 100);
+    SPIN_UNTIL(bench.loop, 1000, stats_of(&bench, 0).written == 3);
+    redis_server_kill(&bench.server);
+    SPIN_UNTIL(bench.loop, 1000, !redis_link_up(bench.links[0]));
+    conversations_evicted(bench.workers[0], turns[1]);
+    conversations_demoted(bench.workers[0], turns[2]);
+    (void)spin(bench.loop, 300, NULL, NULL);
+    assert_int_equal(conversations_count(bench.workers[0]), 3);
+    redis_server_start(&bench.server);
+    SPIN_UNTIL(bench.loop, 5000, stats_of(&bench, 0).due == 0 && stats_of(&bench, 0).evicted == 1);
+    assert_string_equal(field(&bench, 1, "owner"), "");
+    assert_string_equal(field(&bench, 2, "tier"), "host");
+    redis_server_ask(&bench.server, "FLUSHALL");
+    conversations_evicted(bench.workers[0], turns[3]);
+    SPIN_UNTIL(bench.loop, 5000,
+               stats_of(&bench, 0).wipes == 1 && stats_of(&bench, 0).due == 0 && stats_of(&bench, 0).evicted == 2);
+    SPIN_UNTIL(bench.loop, 1000, strcmp(field(&bench, 2, "tier"), "host") == 0);
+    assert_string_equal(field(&bench, 3, "owner"), "");
     bench_stop(&bench);
 }
 
@@ -332,8 +415,11 @@ static void bounded(void **state)
     uint8_t key[16] = {0};
     for (uint32_t i = 0; i < CONVERSATIONS_MAX + 1000; i++) {
         memcpy(key, &i, sizeof i);
-        conversations_note(bench.workers[0], key, 0, UINT32_MAX);
+        conversations_note(bench.workers[0],
+                           &(struct conversations_turn){.key = key, .tokens = UINT32_MAX, .turn = 1u << 30 | i});
     }
+    conversations_evicted(bench.workers[0], 1u << 30); /* of one that made room */
+    assert_int_equal(conversations_count(bench.workers[0]), CONVERSATIONS_MAX);
     struct conversations_stats stats = stats_of(&bench, 0);
     assert_int_equal(stats.held, CONVERSATIONS_MAX);
     assert_int_equal(stats.due, CONVERSATIONS_MAX);
@@ -387,9 +473,9 @@ int main(void)
 {
     const struct CMUnitTest pure[] = {cmocka_unit_test(replies)};
     const struct CMUnitTest real[] = {
-        cmocka_unit_test(owners_write), cmocka_unit_test(wiped), cmocka_unit_test(conflicts),
-        cmocka_unit_test(away),         cmocka_unit_test(full),  cmocka_unit_test(restarted),
-        cmocka_unit_test(bounded),
+        cmocka_unit_test(owners_write), cmocka_unit_test(fates),   cmocka_unit_test(fates_while_away),
+        cmocka_unit_test(wiped),        cmocka_unit_test(conflicts), cmocka_unit_test(away),
+        cmocka_unit_test(full),         cmocka_unit_test(restarted), cmocka_unit_test(bounded),
     };
     log_setup(&(struct log_config){.program = "test", .level = LOG_LEVEL_ERROR, .fd = 2});
     if (hash_setup() != STATUS_OK)

@@ -49,6 +49,8 @@ static void *bench_run(void *arg)
     if (st == STATUS_OK) {
         bench->config.loop = p->loop;
         bench->config.zmq_context = bench->zmq_context;
+        static const uint8_t cache_id[16] = {0xca, 0xc4, 0xe0};
+        bench->config.cache_id = cache_id;
         bench->config.on_state = on_state;
         bench->config.user = bench;
         st = server_create(&bench->config, &p->server);

@@ -4,6 +4,7 @@ set(engine_test_base engine_client.c engine_fixture.c fake_backend.c random_mode
 roost_unit_test(NAME engine_test SOURCES engine_test.c ${engine_test_base} LIBRARIES roost_engine LABELS unit seeded)
 roost_unit_test(NAME engine_batch_test SOURCES engine_batch_test.c ${engine_test_base} LIBRARIES roost_engine)
 roost_unit_test(NAME engine_reply_test SOURCES engine_reply_test.c ${engine_test_base} LIBRARIES roost_engine m)
+roost_unit_test(NAME engine_fate_test SOURCES engine_fate_test.c ${engine_test_base} LIBRARIES roost_engine LABELS unit seeded)
 roost_unit_test(NAME engine_resume_test SOURCES engine_resume_test.c ${engine_test_base}
   LIBRARIES roost_engine LABELS unit equality)
 roost_unit_test(NAME backend_simulate_test SOURCES backend_simulate_test.c ${engine_test_base} LIBRARIES roost_engine)

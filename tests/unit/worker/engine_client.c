@@ -86,6 +86,7 @@ enum status client_submit(struct client *client, struct engine_request *request,
     job->prompt_logprobs = request->prompt_logprobs;
     job->alternatives = request->logprobs || request->prompt_logprobs ? request->alternatives : 0;
     job->resumed = request->resume_counts != NULL;
+    job->tell_fate = request->tell_fate;
     for (unsigned i = 0; request->resume_counts != NULL && i < job->choices; i++)
         job->replies[i].resumed = request->resume_counts[i];
     for (unsigned i = 0; i < request->stop_count && i < 16; i++)
@@ -187,11 +188,24 @@ static void take_end(struct client *client, struct client_job *job, const struct
     assert_true(job->prompt_seen == job->prompt_logprobs);
 }
 
+static void take_fate(struct client_job *job, enum engine_event_kind kind)
+{
+    assert_true(job->tell_fate && job->ended && !job->evicted);
+    if (kind == ENGINE_DEMOTED)
+        job->demoted = true;
+    else
+        job->evicted = true;
+}
+
 static void on_event(void *user, const struct engine_event *event)
 {
     struct client *client = user;
     struct client_job *job = find(client, event->job);
     assert_non_null(job);
+    if (event->kind == ENGINE_DEMOTED || event->kind == ENGINE_EVICTED) {
+        take_fate(job, event->kind);
+        return;
+    }
     assert_false(job->ended);
     assert_true(job->started || event->kind == ENGINE_STARTED || event->kind == ENGINE_FAILED || job->resumed);
     if (event->kind == ENGINE_STARTED) {

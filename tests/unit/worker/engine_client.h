@@ -41,6 +41,7 @@ struct client_job {                  /* owned by the client; stays where it is u
     struct client_reply prompt;      /* ids from the second on and their log probabilities, of ENGINE_PROMPT */
     bool resumed;                    /* it may end without being computed */
     bool prompt_seen, started, ended;
+    bool tell_fate, demoted, evicted;    /* what became of its KV, if it asked */
     struct engine_event end;         /* detail points to `detail` */
     char detail[512];
     unsigned end_order;              /* 1: the first job that ended */

@@ -196,7 +196,7 @@ enum status world_compute(struct world *world, struct world_request *request, ui
 
 void world_keep(struct world *world, struct world_request *request)
 {
-    kv_cache_keep(world->cache, &request->sequence, request->count);
+    (void)kv_cache_keep(world->cache, &request->sequence, request->count, 0);
     assert_null(request->sequence);
 }
 

@@ -180,8 +180,10 @@ void kv_cache_destroy(struct kv_cache **pointer)
 void kv_cache_forget(struct kv_cache *cache)
 {
     for (uint32_t l = 0; l < KV_RECORD_LISTS; l++)
-        while (cache->lists[l].oldest != 0)
+        while (cache->lists[l].oldest != 0) {
+            kv_record_tell(cache, cache->lists[l].oldest, KV_FATE_GONE);
             kv_record_drop(cache, cache->lists[l].oldest);
+        }
 }
 
 /* ---- counts ---- */

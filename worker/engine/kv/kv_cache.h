@@ -60,6 +60,13 @@ struct kv_sequence;                  /* opaque; an open sequence */
 
 #define KV_CACHE_ROOT_BYTES 32
 
+/* What became of a kept path that has a label (kv_cache_keep). */
+enum kv_fate {
+    KV_FATE_HOST,                    /* its end left the device: the next turn waits for it to come back */
+    KV_FATE_GONE,                    /* evicted: what is left of it others keep */
+};
+typedef void kv_fate_fn(void *user, uint64_t label, enum kv_fate fate);     /* inside a call; must not call the cache */
+
 struct kv_group_config {
     size_t page_bytes;               /* of backend_ops.page_bytes; 0: the group is absent. At least one group is there */
     uint32_t window;                 /* W; 0 for group 0 */
@@ -77,6 +84,8 @@ struct kv_cache_config {
     uint32_t chunk_tokens_max;       /* tokens reserved ahead of those counted, at most */
     uint32_t rewind_tokens;          /* R */
     uint32_t snapshots_max;          /* 0 .. 8 */
+    kv_fate_fn *on_fate;             /* NULL: nobody asks */
+    void *fate_user;
     uint64_t hash_mask;              /* 0: the whole hash. Tests force collisions with a few bits */
 };
 
@@ -134,8 +143,10 @@ void kv_cache_suspend(struct kv_cache *cache, struct kv_sequence *sequence);
 enum status kv_cache_resume(struct kv_cache *cache, struct kv_sequence *sequence);
 
 /* Ends a sequence: keeps what it counts as a leaf, or drops what nobody else has. prompt_tokens: where the prompt ended, a resume point
- * (0: none). *sequence becomes NULL. */
-void kv_cache_keep(struct kv_cache *cache, struct kv_sequence **sequence, uint32_t prompt_tokens);
+ * (0: none). *sequence becomes NULL. label (0: none) goes with the path: its fate is told as on_fate, until it is absorbed by a longer path
+ * or kv_cache_unlabel. Returns the path's number for that; 0: nothing was kept. */
+uint32_t kv_cache_keep(struct kv_cache *cache, struct kv_sequence **sequence, uint32_t prompt_tokens, uint64_t label);
+void kv_cache_unlabel(struct kv_cache *cache, uint32_t path, uint64_t label);      /* another path bears it now; nothing if it does not */
 void kv_cache_drop(struct kv_cache *cache, struct kv_sequence **sequence);
 
 void kv_cache_forget(struct kv_cache *cache);        /* drops everything that is not open */

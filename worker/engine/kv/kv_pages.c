@@ -90,6 +90,9 @@ static void land(struct kv_cache *cache)
     node->leaving &= (uint8_t)~bit;
     if (transfer.out) {
         node->copy_out &= (uint8_t)~bit;
+        if (goes == DEVICE && node->page[DEVICE][0] == 0 && node->page[DEVICE][1] == 0)
+            for (uint32_t record = node->records; record != 0; record = cache->records[record].next)
+                kv_record_tell(cache, record, KV_FATE_HOST);
     } else {
         node->copy_in &= (uint8_t)~bit;
         cache->promoted++;

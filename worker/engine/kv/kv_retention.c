@@ -159,6 +159,13 @@ static uint32_t record_take(struct kv_cache *cache)
     return at;
 }
 
+void kv_record_tell(struct kv_cache *cache, uint32_t at, enum kv_fate fate)
+{
+    const uint64_t label = cache->records[at].label;
+    if (label != 0 && cache->config.on_fate != NULL)
+        cache->config.on_fate(cache->config.fate_user, label, fate);
+}
+
 void kv_record_drop(struct kv_cache *cache, uint32_t at)
 {
     struct kv_record *record = &cache->records[at];
@@ -264,6 +271,7 @@ bool kv_evict_step(struct kv_cache *cache)
     } else if (rewind > all / 2) {
         strip_rewind(cache, lists[KV_RECORD_NO_SNAPSHOTS].oldest);
     } else {
+        kv_record_tell(cache, lists[KV_RECORD_BARE].oldest, KV_FATE_GONE);
         kv_record_drop(cache, lists[KV_RECORD_BARE].oldest);
         cache->evicted_leaves++;
     }

@@ -673,25 +673,34 @@ void kv_cache_drop(struct kv_cache *cache, struct kv_sequence **pointer)
     sequence_end(cache, pointer);
 }
 
-void kv_cache_keep(struct kv_cache *cache, struct kv_sequence **pointer, uint32_t prompt_tokens)
+uint32_t kv_cache_keep(struct kv_cache *cache, struct kv_sequence **pointer, uint32_t prompt_tokens, uint64_t label)
 {
     struct kv_sequence *sequence = *pointer;
+    uint32_t record = 0;
     if (sequence == NULL)
-        return;
+        return 0;
     if (sequence->suspended) {
-        if (sequence->record != 0)
-            kv_record_unpin(cache, sequence->record);
-        sequence_end(cache, pointer);
-        return;
-    }
-    if (sequence->tokens == 0) {
+        record = sequence->record;
+        if (record != 0)
+            kv_record_unpin(cache, record);
+    } else if (sequence->tokens == 0) {
         kv_cache_drop(cache, pointer);
-        return;
+        return 0;
+    } else {
+        const uint32_t end = close_path(sequence);
+        record = record_path(sequence, prompt_tokens, false, false);
+        release_all(sequence, end);
     }
-    const uint32_t end = close_path(sequence);
-    (void)record_path(sequence, prompt_tokens, false, false);
-    release_all(sequence, end);
+    if (record != 0)
+        cache->records[record].label = label;
     sequence_end(cache, pointer);
+    return record;
+}
+
+void kv_cache_unlabel(struct kv_cache *cache, uint32_t path, uint64_t label)
+{
+    if (path != 0 && cache->records[path].label == label)
+        cache->records[path].label = 0;
 }
 
 /* ---- preemption ---- */

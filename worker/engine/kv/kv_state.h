@@ -48,6 +48,7 @@ struct kv_record {                      /* a kept path: one leaf, or the end of 
     bool bare;                          /* without R */
     uint32_t newer, older;              /* of its list; free: older is the next free one */
     uint32_t next;                      /* of those that end in the same node */
+    uint64_t label;                     /* the caller's; 0: none */
     struct kv_points points;
 };
 
@@ -167,6 +168,7 @@ uint32_t kv_record_claim_from(const struct kv_cache *cache, const struct kv_reco
 uint32_t kv_record_add(struct kv_cache *cache, const uint32_t *path, uint32_t tokens, const struct kv_points *points, bool pinned,
                        bool bare);
 void kv_record_drop(struct kv_cache *cache, uint32_t record);
+void kv_record_tell(struct kv_cache *cache, uint32_t record, enum kv_fate fate);     /* whoever labelled it */
 void kv_record_unpin(struct kv_cache *cache, uint32_t record);
 void kv_record_touch(struct kv_cache *cache, uint32_t record);
 bool kv_evict_step(struct kv_cache *cache);         /* the next thing in the order; false: no record is left that may go */
