@@ -43,7 +43,7 @@ static enum status extend(struct kv_cache *cache, const uint8_t *root, uint32_t 
         if (st == STATUS_OK)
             kv_cache_append(cache, sequence, ids + at, count);
     }
-    (void)kv_cache_keep(cache, &sequence, to, 0);
+    kv_cache_keep(cache, &sequence, to, NULL);
     return st;
 }
 

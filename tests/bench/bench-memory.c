@@ -53,7 +53,7 @@ static enum status turn(struct kv_cache *cache, const uint32_t *ids, const uint3
         if (st == STATUS_OK)
             kv_cache_append(cache, sequence, ids + at, count);
     }
-    (void)kv_cache_keep(cache, &sequence, prompt.count, 0);
+    kv_cache_keep(cache, &sequence, prompt.count, NULL);
     return st;
 }
 

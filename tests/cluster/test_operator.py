@@ -161,6 +161,30 @@ def test_evicted_conversations_lose_their_record(new_cluster):
     assert say(cluster, names[0])[0]["route"] == "new"           # nothing is there that would be worth going home to
 
 
+def test_records_tell_the_tier(new_cluster):
+    """The same cache above a host tier that has room for all: nothing is forgotten, and what is not on the device is said to be elsewhere."""
+    settings = {**OPERATOR, "simulate": "fast,reply=30,context=512,kv_tokens=4096", "kv_host_mebibytes": 1024}
+    cluster = new_cluster(workers=1, worker_settings=settings, router_settings=OPERATOR)
+    texts = {f"talk-{i}": " ".join([f"talk-{i}"] + ["the king is dead and nobody knows the road"] * 20) for i in range(20)}
+    for name, text in texts.items():
+        say(cluster, name, text)
+    names, worker = list(texts), cluster.workers[0]
+
+    def tiers():
+        return [cluster.place(name).get("tier") for name in names]
+
+    def told():
+        samples = metrics(worker)[1]
+        return samples["roost_worker_conversations_due"] == 0 and "host" in tiers()
+    wait_until("records of what left the device say so", told, 10)
+    assert metrics(worker)[1]["roost_worker_records_evicted_total"] == 0
+    assert set(tiers()) == {"host", "device"} and tiers()[0] == "host" and tiers()[-1] == "device"
+    assert "in its host tier" in roost("whereis", names[0], router=cluster.routers[0])
+    again = say(cluster, names[0], texts[names[0]])[0]
+    assert again["route"] == "owner" and again["cached_tokens"] > 200, again
+    wait_until("the first one is on the device again", lambda: tiers()[0] == "device", 10)
+
+
 # ---- the tool
 
 def test_workers_command(shared_cluster):

@@ -159,12 +159,21 @@ static uint64_t simulated_bytes(const struct kv_cache_config *cache, uint64_t to
     return (uint64_t)((double)tokens / cache->sequence_tokens_max * (double)one);
 }
 
-static void on_fate(void *user, uint64_t label, enum kv_fate fate)
+void engine_tell_fate(struct engine *engine, const uint8_t *conversation, enum engine_event_kind kind)
 {
-    struct engine *engine = user;
-    const enum engine_event_kind kind = fate == KV_FATE_HOST ? ENGINE_DEMOTED : ENGINE_EVICTED;
+    struct engine_event event = {.kind = kind};
+    memcpy(event.conversation, conversation, sizeof event.conversation);
     if (engine->sink != NULL) /* else somebody forgets the whole cache between two steps */
-        engine_send(engine, &(struct engine_event){.kind = kind, .job = label});
+        engine_send(engine, &event);
+}
+
+static void on_fate(void *user, const uint8_t *label, enum kv_fate fate)
+{
+    static_assert(ENGINE_CONVERSATION_BYTES == KV_CACHE_LABEL_BYTES, "a label is a conversation's name");
+    engine_tell_fate(user, label,
+                     fate == KV_FATE_HOST     ? ENGINE_DEMOTED
+                     : fate == KV_FATE_DEVICE ? ENGINE_PROMOTED
+                                              : ENGINE_EVICTED);
 }
 
 static enum status make_cache(struct engine *engine, const struct engine_config *config)

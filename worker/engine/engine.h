@@ -9,9 +9,9 @@
  * from those drawn, the rest is computed again when the engine is idle. Control pieces other than the end ids, and ids without text, are
  * never drawn.
  *
- * Always true: each accepted job ends in exactly one ENGINE_DONE or ENGINE_FAILED, behind which only the fate of its KV is told; the
- * tokens of a job depend on its prompt ids, seed and sampling alone, not on the cache, the chunk size, preemption, threads or other
- * jobs; released text is whole characters and holds no stop string. */
+ * Always true: each accepted job ends in exactly one ENGINE_DONE or ENGINE_FAILED; the tokens of a job depend on its prompt
+ * ids, seed and sampling alone, not on the cache, the chunk size, preemption, threads or other jobs; released text is whole
+ * characters and holds no stop string. */
 #ifndef ROOST_WORKER_ENGINE_ENGINE_H
 #define ROOST_WORKER_ENGINE_ENGINE_H
 #include <stdbool.h>
@@ -62,6 +62,8 @@ struct engine_message {
     const char *text;  size_t text_size;   /* UTF-8 */
 };
 
+#define ENGINE_CONVERSATION_BYTES 16
+
 struct engine_request {              /* everything is borrowed during engine_submit */
     uint64_t job;                    /* chosen by the caller, unique among open jobs; names it in events */
     uint8_t request_id[16];          /* for logs, and for the default seed */
@@ -88,7 +90,8 @@ struct engine_request {              /* everything is borrowed during engine_sub
     int32_t priority;                /* higher first */
     bool apart;                      /* a worker was lost with it: until it releases something no other prompt is computed with its own */
     uint64_t deadline_ms;            /* on clock_now_ms; 0: none */
-    bool tell_fate;                  /* ENGINE_DEMOTED and ENGINE_EVICTED are wanted; job is not 0 then, and is not used again */
+    bool tell_fate;                  /* of `conversation` the last three events are wanted */
+    uint8_t conversation[ENGINE_CONVERSATION_BYTES];         /* random, or a hash; says nothing about what is shared */
 };
 
 #define ENGINE_CHOICES_MAX 16u
@@ -101,10 +104,12 @@ enum engine_event_kind {
     ENGINE_TOKENS,                   /* released tokens and their text; the last of a choice that met a stop string may have text alone */
     ENGINE_DONE,
     ENGINE_FAILED,                   /* status and detail: STATUS_TIMEOUT, STATUS_CANCELLED, STATUS_LIMIT (KV), STATUS_CORRUPT... */
-    /* With tell_fate, of a job that has ended, any time later, unless what it left became part of a longer kept conversation. Of several
-     * choices the one that ended last speaks for all: it goes last. */
-    ENGINE_DEMOTED,                  /* the end of what it left in the cache is in the host tier now */
-    ENGINE_EVICTED,                  /* what it left in the cache was evicted */
+    /* Of a conversation, not of a job: what became of what its last job with tell_fate and ENGINE_DONE left in the cache, on the device
+     * then. Its next turn finds all of that until EVICTED is said; jobs that do not end well, and other conversations, change nothing. Of
+     * several choices the one that ended last speaks for all. */
+    ENGINE_DEMOTED,                  /* its end is in the host tier now */
+    ENGINE_PROMOTED,                 /* and on the device again */
+    ENGINE_EVICTED,                  /* it was evicted, or nothing was left. Of up to KV_CACHE_LABELS_MAX conversations; over it of the oldest */
 };
 enum engine_finish { ENGINE_FINISH_STOP = 1, ENGINE_FINISH_LENGTH = 2, ENGINE_FINISH_STOP_STRING = 3 };   /* values of the wire */
 
@@ -126,6 +131,7 @@ struct engine_event {                /* pointers are borrowed for the call */
     uint32_t queue_us, prefill_us, decode_us;              /* DONE */
     uint32_t dropped_messages;       /* DONE: by truncation */
     enum status status;  const char *detail;               /* FAILED */
+    uint8_t conversation[ENGINE_CONVERSATION_BYTES];       /* DEMOTED, PROMOTED, EVICTED; job is 0 */
 };
 typedef void engine_event_fn(void *user, const struct engine_event *event);
 

@@ -39,10 +39,9 @@ static uint32_t *copy_ends(const struct prompt *prompt)
 void engine_idle_remember(struct engine *engine, struct choice *choice)
 {
     const struct prompt *prompt = &choice->job->prompt;
-    struct idle_reply reply = {.label = choice->label,
-                               .kept = choice->kept,
-                               .text = choice->text,
-                               .text_size = choice->text_size};
+    struct idle_reply reply = {
+        .labelled = choice->job->labelled, .text = choice->text, .text_size = choice->text_size};
+    memcpy(reply.conversation, choice->job->conversation, sizeof reply.conversation);
     memcpy(reply.root, choice->job->root, sizeof reply.root);
     reply.prompt = (struct prompt){
         .ids = choice->ids, .count = prompt->count, .ends = copy_ends(prompt), .end_count = prompt->end_count};
@@ -80,8 +79,8 @@ static struct job *make_job(struct engine *engine, struct idle_reply *reply)
     if (job == NULL)
         return NULL;
     memcpy(job->root, reply->root, sizeof job->root);
-    job->label = reply->label;
-    job->drawn = reply->kept;
+    job->labelled = reply->labelled;
+    memcpy(job->conversation, reply->conversation, sizeof job->conversation);
     job->idle = true;
     job->priority = INT32_MIN;
     job->arrival = engine->arrivals++;
@@ -99,7 +98,8 @@ struct job *engine_idle_next(struct engine *engine)
 {
     while (engine->idle == NULL && engine->reply_count > 0) {
         struct idle_reply reply = take_oldest(engine);
-        engine->idle = make_job(engine, &reply);
+        if (!reply.labelled || kv_cache_labelled(engine->cache, reply.conversation)) /* else it was said to be gone */
+            engine->idle = make_job(engine, &reply);
         free_reply(&reply);
     }
     return engine->idle;
@@ -111,12 +111,23 @@ void engine_idle_end(struct engine *engine)
     struct choice *choice = job->choices;
     engine->idle = NULL;
     if (choice != NULL && choice->state == CHOICE_RUNNING) {
-        choice->kept = kv_cache_keep(engine->cache, &choice->sequence, 0, job->label);
-        if (choice->kept != 0 && choice->kept != job->drawn) /* the next turn begins like this one, not as it was drawn */
-            kv_cache_unlabel(engine->cache, job->drawn, job->label);
+        const bool label = job->labelled && kv_cache_labelled(engine->cache, job->conversation); /* else it is told GONE */
+        /* The next turn begins like this one, not as it was drawn. */
+        kv_cache_keep(engine->cache, &choice->sequence, 0, label ? job->conversation : NULL);
         engine_move_choice(engine, choice, CHOICE_ENDED);
     }
     DL_APPEND(engine->ended, job);
+}
+
+void engine_idle_disown(struct engine *engine, const uint8_t *conversation)
+{
+    for (uint32_t i = 0; i < engine->reply_count; i++) {
+        struct idle_reply *reply = &engine->replies[(engine->reply_first + i) % ENGINE_IDLE_MAX];
+        if (memcmp(reply->conversation, conversation, sizeof reply->conversation) == 0)
+            reply->labelled = false;
+    }
+    if (engine->idle != NULL && memcmp(engine->idle->conversation, conversation, sizeof engine->idle->conversation) == 0)
+        engine->idle->labelled = false;
 }
 
 void engine_idle_forget(struct engine *engine)

@@ -43,8 +43,8 @@ struct engine_run {                  /* of the batch of this step */
 
 struct idle_reply {                  /* everything owned */
     uint8_t root[KV_CACHE_ROOT_BYTES];
-    uint64_t label;                  /* of the path that the drawn reply left, and that path's number; 0: none */
-    uint32_t kept;
+    bool labelled;                   /* the path that the drawn reply left bears the conversation's name: the canonical one shall */
+    uint8_t conversation[ENGINE_CONVERSATION_BYTES];
     struct prompt prompt;            /* ids: prompt and drawn reply; count: the prompt's alone */
     char *text;
     size_t text_size;
@@ -101,6 +101,7 @@ struct engine {
 
 /* engine.c */
 void engine_send(struct engine *engine, const struct engine_event *event);
+void engine_tell_fate(struct engine *engine, const uint8_t *conversation, enum engine_event_kind kind);
 
 /* engine_plan.c: one plan and its batch. False: there was nothing to plan for. */
 bool engine_plan_step(struct engine *engine);
@@ -119,6 +120,8 @@ void engine_fail_waiting(struct engine *engine, struct job *job, enum status st,
 void engine_idle_remember(struct engine *engine, struct choice *choice);   /* an ended one; takes its ids and text */
 struct job *engine_idle_next(struct engine *engine);      /* engine->idle, made of the oldest reply if there is none; NULL: nothing to do */
 void engine_idle_end(struct engine *engine);              /* keeps what engine->idle computed */
+/* A later turn of the conversation has been kept: what is still computed of earlier ones is not its end. */
+void engine_idle_disown(struct engine *engine, const uint8_t *conversation);
 void engine_idle_forget(struct engine *engine);           /* all of it, at destroy */
 
 #endif

@@ -25,19 +25,18 @@ static uint32_t span_us(uint64_t from, uint64_t to)
     return span < UINT32_MAX ? (uint32_t)span : UINT32_MAX;
 }
 
-/* What it computed stays in the cache, unless it cannot be trusted. */
-static void end_sequence(struct engine *engine, struct choice *choice, bool keep)
+/* What it computed stays in the cache: with a resume point at the end of the prompt, and a name if the whole job is done. */
+static void keep_sequence(struct engine *engine, struct choice *choice, bool done)
 {
     const struct job *job = choice->job;
     const uint32_t prompt = job->prompt.count;
+    const bool label = done && job->labelled && job->ended_count + 1 == job->choice_count;
+    if (label)
+        engine_idle_disown(engine, job->conversation);
     if (choice->sequence == NULL)
         return;
-    choice->label = job->ended_count + 1 == job->choice_count ? job->label : 0; /* what is kept last goes last */
-    if (keep)
-        choice->kept = kv_cache_keep(engine->cache, &choice->sequence, kv_sequence_tokens(choice->sequence) >= prompt ? prompt : 0,
-                                     choice->label);
-    else
-        kv_cache_drop(engine->cache, &choice->sequence);
+    kv_cache_keep(engine->cache, &choice->sequence, kv_sequence_tokens(choice->sequence) >= prompt ? prompt : 0,
+                  label ? job->conversation : NULL);
 }
 
 /* From here on the number may be used again; the memory stays until the end of the step. */
@@ -68,7 +67,10 @@ void engine_fail_job(struct engine *engine, struct job *job, enum status st, con
         struct choice *choice = &job->choices[i];
         if (choice->state == CHOICE_ENDED)
             continue;
-        end_sequence(engine, choice, st != STATUS_CORRUPT);
+        if (st != STATUS_CORRUPT)
+            keep_sequence(engine, choice, false);
+        else /* it cannot be trusted */
+            kv_cache_drop(engine->cache, &choice->sequence);
         engine_move_choice(engine, choice, CHOICE_ENDED);
     }
     DL_DELETE(engine->active, job);
@@ -97,6 +99,8 @@ static void finish_job(struct engine *engine, struct job *job)
     DL_DELETE(engine->active, job);
     close_job(engine, job);
     engine_send(engine, &event);
+    if (job->labelled && !kv_cache_labelled(engine->cache, job->conversation)) /* a resume that computed nothing; no room for it */
+        engine_tell_fate(engine, job->conversation, ENGINE_EVICTED);
 }
 
 /* ---- text ---- */
@@ -210,7 +214,7 @@ static void end_choice(struct engine *engine, struct choice *choice, enum engine
 {
     struct job *job = choice->job;
     choice->finish = finish;
-    end_sequence(engine, choice, true);
+    keep_sequence(engine, choice, true);
     engine_move_choice(engine, choice, CHOICE_ENDED);
     if (job->chat)
         engine_idle_remember(engine, choice);

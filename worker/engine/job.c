@@ -176,7 +176,8 @@ enum status job_create(const struct job_limits *limits, const struct engine_requ
     if (job == NULL)
         return STATUS_FAIL(STATUS_NO_MEMORY, "no memory for a job");
     job->id = request->job;
-    job->label = request->tell_fate ? request->job : 0;
+    job->labelled = request->tell_fate;
+    memcpy(job->conversation, request->conversation, sizeof job->conversation);
     job->priority = request->priority;
     job->apart = request->apart;
     job->deadline_ms = request->deadline_ms != 0 ? request->deadline_ms : UINT64_MAX;

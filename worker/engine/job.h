@@ -40,8 +40,6 @@ struct choice {
     uint32_t index;                  /* in job->choices */
     enum choice_state state;         /* RUNNING, SUSPENDED: it has a slot of the engine */
     uint32_t slot;
-    uint32_t kept;                   /* ENDED: the path that it left in the cache (kv_cache_keep); 0: none */
-    uint64_t label;                  /* of that path: the job's for the choice that ends last, else 0 */
     struct kv_sequence *sequence;    /* open; NULL: NEW, ENDED, or SUSPENDED before it could branch */
     uint32_t *ids;                   /* (prompt + reply_max), owned: the prompt, then what was drawn, end ids excepted */
     uint32_t count;
@@ -67,7 +65,8 @@ struct prompt_scores {               /* prompt_logprobs; entry i is of prompt to
 
 struct job {
     uint64_t id;                     /* engine_request.job */
-    uint64_t label;                  /* of the path that it leaves in the cache: id, or 0: nobody asks what becomes of it */
+    bool labelled;                   /* the path that it leaves in the cache bears the conversation's name */
+    uint8_t conversation[ENGINE_CONVERSATION_BYTES];
     uint64_t arrival;                /* counts up: rank within a priority */
     int32_t priority;
     uint64_t deadline_ms;            /* UINT64_MAX: none */
@@ -77,7 +76,6 @@ struct job {
     bool start_told;                 /* ENGINE_STARTED is sent */
     bool ended;                      /* its last event is sent; freed at the end of the step */
     bool idle;                       /* of engine_idle.c: computes KV, draws nothing, sends nothing */
-    uint32_t drawn;                  /* idle: the path of the reply as it was drawn, which bears the label until this one does */
     bool chat;                       /* from messages: its reply is encoded anew */
     uint8_t root[KV_CACHE_ROOT_BYTES];
     struct prompt prompt;            /* owned */

@@ -3,14 +3,14 @@
  *   note --> table --script--> Redis: taken            --> written
  *              ^                      another owner    --> forgotten
  *              |                      not taken (down) --> due, UNWRITTEN
- *   the marker changed: everything is due, WIPED; demoted: due, CHANGED; evicted: due, GONE
+ *   the marker changed: everything is due, WIPED; moved: due, CHANGED; evicted: due, GONE
  *   the tick announces what is due, within its rate and its window; what is GONE is forgotten when Redis knows
+ *   CHANGED and GONE wait while a turn of the conversation runs, whose note takes them back
  *
  * Always true:
  *   1. an entry is on the list of due ones exactly if its due is not NO, and it is not being announced;
- *   2. an answer finds its entry by key, for the entry may have made room meanwhile;
- *   3. turns has one number for each entry, that of its last turn; a number whose entry made room stays until it is
- *      the oldest, and finds an entry of another number or none. */
+ *   2. an answer finds its entry by key, for the entry may have made room meanwhile; the number of its last note says
+ *      whether another turn ended meanwhile. */
 #include "worker/server/conversations.h"
 #include <hiredis/hiredis.h>
 #include <inttypes.h>
@@ -74,7 +74,7 @@ enum due { DUE_NO, DUE_CHANGED, DUE_UNWRITTEN, DUE_WIPED, DUE_GONE };
 struct entry {
     TAILQ_ENTRY(entry) next; /* on due, if listed */
     uint64_t epoch, written_ms;
-    uint64_t turn; /* the last one */
+    uint64_t note; /* the number of the last one */
     uint32_t tokens;
     uint8_t due; /* enum due */
     bool listed;
@@ -87,8 +87,9 @@ struct conversations {
     struct redis_link *link; /* ref */
     char owner[OWNER_MAX + 1];
     char cache_id[HASH_HEX_SIZE(CONVERSATIONS_KEY_BYTES)];
+    bool (*running)(void *user, const uint8_t *key);
+    void *user;
     struct recent *entries;
-    struct recent *turns; /* the key of the conversation under the hash of the turn's number */
     struct entry_list due;
     struct redis_script *note_script, *forget_script, *generation_script;
     struct loop_timer *timer;
@@ -104,7 +105,7 @@ struct conversations {
 struct operation {
     struct conversations *conversations; /* ref */
     uint8_t key[CONVERSATIONS_KEY_BYTES];
-    uint64_t turn;
+    uint64_t note;
     bool on_host;
     bool announcement, forget;
 };
@@ -136,40 +137,11 @@ static void due_add(struct conversations *conversations, struct entry *entry, en
     conversations->stats.due++;
 }
 
-static void turn_key(uint64_t turn, uint8_t *key)
-{
-    const uint64_t halves[2] = {hash_fast(&turn, sizeof turn, 0), hash_fast(&turn, sizeof turn, 1)};
-    memcpy(key, halves, CONVERSATIONS_KEY_BYTES);
-}
-
-/* NULL: it is not the last one of a conversation that is held. */
-static struct entry *entry_of_turn(struct conversations *conversations, uint64_t turn)
-{
-    uint8_t number[CONVERSATIONS_KEY_BYTES];
-    turn_key(turn, number);
-    const uint8_t *key = recent_peek(conversations->turns, number);
-    struct entry *entry = key ? recent_peek(conversations->entries, key) : NULL;
-    return entry && entry->turn == turn ? entry : NULL;
-}
-
-static void entry_set_turn(struct conversations *conversations, struct entry *entry, const uint8_t *key, uint64_t turn)
-{
-    uint8_t number[CONVERSATIONS_KEY_BYTES];
-    turn_key(entry->turn, number);
-    recent_remove(conversations->turns, number);
-    turn_key(turn, number);
-    (void)recent_put(conversations->turns, number, key);
-    entry->turn = turn;
-}
-
 static void entry_forget(struct conversations *conversations, const uint8_t *key)
 {
     struct entry *entry = recent_peek(conversations->entries, key);
     if (!entry)
         return;
-    uint8_t number[CONVERSATIONS_KEY_BYTES];
-    turn_key(entry->turn, number);
-    recent_remove(conversations->turns, number);
     due_remove(conversations, entry);
     recent_remove(conversations->entries, key);
 }
@@ -215,9 +187,9 @@ static void on_noted(void *user, enum status st, const struct redisReply *reply,
         if (st != STATUS_CLOSED)
             conversations->paused_until_ms = loop_now_ms(conversations->loop) + PAUSE_MS;
         if (entry)
-            due_add(conversations, entry, operation->forget && entry->turn == operation->turn ? DUE_GONE : DUE_UNWRITTEN, true);
+            due_add(conversations, entry, operation->forget && entry->note == operation->note ? DUE_GONE : DUE_UNWRITTEN, true);
     } else if (operation->forget) {
-        if (entry && entry->turn == operation->turn) { /* else a turn ended meanwhile, and its note is behind this */
+        if (entry && entry->note == operation->note) { /* else a turn ended meanwhile, and its note is behind this */
             conversations->stats.evicted++;
             entry_forget(conversations, operation->key);
         }
@@ -229,7 +201,7 @@ static void on_noted(void *user, enum status st, const struct redisReply *reply,
         conversations->stats.announced += operation->announcement;
         if (entry && entry->epoch <= epoch)
             entry->epoch = epoch;
-        if (entry && entry->turn == operation->turn && entry->on_host == operation->on_host && entry->due != DUE_GONE) {
+        if (entry && entry->note == operation->note && entry->on_host == operation->on_host && entry->due != DUE_GONE) {
             due_remove(conversations, entry);
             entry->written_ms = loop_now_ms(conversations->loop);
         }
@@ -269,7 +241,7 @@ static bool tell(struct conversations *conversations, const uint8_t *key, const 
         return false;
     operation->conversations = conversations;
     memcpy(operation->key, key, sizeof operation->key);
-    operation->turn = entry->turn;
+    operation->note = entry->note;
     operation->on_host = entry->on_host;
     operation->announcement = announcement;
     operation->forget = entry->due == DUE_GONE;
@@ -286,24 +258,22 @@ static bool tell(struct conversations *conversations, const uint8_t *key, const 
     return true;
 }
 
-void conversations_note(struct conversations *conversations, const struct conversations_turn *turn)
+void conversations_note(struct conversations *conversations, const uint8_t *key, uint64_t epoch, uint32_t tokens)
 {
     if (!conversations)
         return;
-    conversations->stats.notes++;
-    const uint8_t *key = turn->key;
     struct entry *entry = recent_find(conversations->entries, key);
     if (!entry) {
         struct entry *oldest = recent_oldest(conversations->entries);
         if (recent_count(conversations->entries) == CONVERSATIONS_MAX)
             due_remove(conversations, oldest);
-        entry = recent_put(conversations->entries, key, &(struct entry){.epoch = turn->epoch, .turn = turn->turn});
+        entry = recent_put(conversations->entries, key, &(struct entry){.epoch = epoch});
     }
-    if (turn->epoch > entry->epoch)
-        entry->epoch = turn->epoch;
-    entry->tokens = turn->tokens < TOKENS_MAX ? turn->tokens : TOKENS_MAX;
+    if (epoch > entry->epoch)
+        entry->epoch = epoch;
+    entry->tokens = tokens < TOKENS_MAX ? tokens : TOKENS_MAX;
     entry->on_host = false;
-    entry_set_turn(conversations, entry, key, turn->turn);
+    entry->note = ++conversations->stats.notes;
     if (entry->due == DUE_GONE || entry->due == DUE_CHANGED)
         due_remove(conversations, entry);
     if (!tell(conversations, key, entry, false)) {
@@ -312,20 +282,27 @@ void conversations_note(struct conversations *conversations, const struct conver
     }
 }
 
-void conversations_evicted(struct conversations *conversations, uint64_t turn)
+void conversations_evicted(struct conversations *conversations, const uint8_t *key)
 {
-    struct entry *entry = conversations ? entry_of_turn(conversations, turn) : NULL;
+    struct entry *entry = conversations ? recent_peek(conversations->entries, key) : NULL;
     if (entry)
         due_add(conversations, entry, DUE_GONE, false);
 }
 
-void conversations_demoted(struct conversations *conversations, uint64_t turn)
+void conversations_moved(struct conversations *conversations, const uint8_t *key, bool to_host)
 {
-    struct entry *entry = conversations ? entry_of_turn(conversations, turn) : NULL;
+    struct entry *entry = conversations ? recent_peek(conversations->entries, key) : NULL;
     if (!entry)
         return;
-    entry->on_host = true;
+    entry->on_host = to_host;
     due_add(conversations, entry, DUE_CHANGED, false);
+}
+
+/* Its turn that runs writes the tier, and keeps the record, if it ends well. */
+static bool must_wait(const struct conversations *conversations, const struct entry *entry, const uint8_t *key)
+{
+    return (entry->due == DUE_CHANGED || entry->due == DUE_GONE) && conversations->running &&
+           conversations->running(conversations->user, key);
 }
 
 static void announce(struct conversations *conversations)
@@ -337,7 +314,13 @@ static void announce(struct conversations *conversations)
     for (unsigned i = 0; i < PER_TICK && conversations->announcing < CONVERSATIONS_ANNOUNCE_OPEN_MAX; i++) {
         if (!(entry = TAILQ_FIRST(&conversations->due)))
             return;
-        if (!tell(conversations, recent_key(conversations->entries, entry), entry, true))
+        const uint8_t *key = recent_key(conversations->entries, entry);
+        if (must_wait(conversations, entry, key)) {
+            TAILQ_REMOVE(&conversations->due, entry, next);
+            TAILQ_INSERT_TAIL(&conversations->due, entry, next);
+            continue;
+        }
+        if (!tell(conversations, key, entry, true))
             return;
         TAILQ_REMOVE(&conversations->due, entry, next); /* due stays until it is answered */
         entry->listed = false;
@@ -434,11 +417,12 @@ enum status conversations_create(const struct conversations_config *config, stru
     enum status st;
     conversations->loop = config->loop;
     conversations->link = config->link;
+    conversations->running = config->running;
+    conversations->user = config->user;
     TAILQ_INIT(&conversations->due);
     snprintf(conversations->owner, sizeof conversations->owner, "%s", config->owner);
     hash_hex(config->cache_id, CONVERSATIONS_KEY_BYTES, conversations->cache_id);
     TRY_GOTO(recent_create(CONVERSATIONS_MAX, sizeof(struct entry), &conversations->entries), st, fail);
-    TRY_GOTO(recent_create(CONVERSATIONS_MAX, CONVERSATIONS_KEY_BYTES, &conversations->turns), st, fail);
     TRY_GOTO(redis_script_create(config->link, note_text, &conversations->note_script), st, fail);
     TRY_GOTO(redis_script_create(config->link, forget_text, &conversations->forget_script), st, fail);
     TRY_GOTO(redis_script_create(config->link, generation_text, &conversations->generation_script), st, fail);
@@ -464,7 +448,6 @@ void conversations_destroy(struct conversations **conversations_pointer)
     redis_script_destroy(&conversations->forget_script);
     redis_script_destroy(&conversations->generation_script);
     recent_destroy(&conversations->entries);
-    recent_destroy(&conversations->turns);
     free(conversations);
 }
 

@@ -356,10 +356,15 @@ static void stop_loop(void *user)
     loop_stop(worker->loop);
 }
 
-static void fail(struct worker *worker)
+static void note_failure(struct worker *worker)
 {
     LOG_ERROR("%s", status_detail());
     worker->exit_code = 1;
+}
+
+static void fail(struct worker *worker)
+{
+    note_failure(worker);
     loop_stop(worker->loop);
 }
 
@@ -422,8 +427,8 @@ static void on_state(void *user, enum wire_life state, enum status st)
         break;
     case WIRE_LIFE_GONE:
         if (st != STATUS_OK)
-            fail(worker);
-        else if (worker->directory)
+            note_failure(worker);
+        if (worker->directory)
             directory_leave(worker->directory, stop_loop, worker);
         else
             loop_stop(worker->loop);
@@ -432,20 +437,25 @@ static void on_state(void *user, enum wire_life state, enum status st)
     }
 }
 
-static void on_turn(void *user, const uint8_t *placement, uint64_t epoch, uint32_t tokens, uint64_t turn)
+static void on_turn(void *user, const uint8_t *placement, uint64_t epoch, uint32_t tokens)
 {
     struct worker *worker = user;
-    conversations_note(worker->conversations,
-                       &(struct conversations_turn){.key = placement, .epoch = epoch, .tokens = tokens, .turn = turn});
+    conversations_note(worker->conversations, placement, epoch, tokens);
 }
 
-static void on_turn_fate(void *user, uint64_t turn, bool evicted)
+static void on_fate(void *user, const uint8_t *placement, enum engine_event_kind fate)
 {
     struct worker *worker = user;
-    if (evicted)
-        conversations_evicted(worker->conversations, turn);
+    if (fate == ENGINE_EVICTED)
+        conversations_evicted(worker->conversations, placement);
     else
-        conversations_demoted(worker->conversations, turn);
+        conversations_moved(worker->conversations, placement, fate == ENGINE_DEMOTED);
+}
+
+static bool is_running(void *user, const uint8_t *key)
+{
+    const struct worker *worker = user;
+    return server_has_placement(worker->server, key);
 }
 
 static void remove_ready_file(struct worker *worker)
@@ -490,8 +500,11 @@ static enum status connect_redis(struct worker *worker)
                                      .user = settings->redis_user,
                                      .password = worker->password,
                                      .database = (uint32_t)settings->redis_database};
-    struct conversations_config conversations = {
-        .loop = worker->loop, .owner = settings->name, .cache_id = worker->cache_id};
+    struct conversations_config conversations = {.loop = worker->loop,
+                                                 .owner = settings->name,
+                                                 .cache_id = worker->cache_id,
+                                                 .running = is_running,
+                                                 .user = worker};
     TRY(redis_link_create(worker->loop, &link, &worker->redis));
     conversations.link = worker->redis;
     return conversations_create(&conversations, &worker->conversations);
@@ -551,7 +564,7 @@ static enum status start(struct worker *worker)
         .drain_deadline_ms = (uint32_t)settings->drain_deadline_ms,
         .on_state = on_state,
         .on_turn = on_turn,
-        .on_turn_fate = on_turn_fate,
+        .on_fate = on_fate,
         .user = worker,
     };
     TRY(server_create(&config, &worker->server));

@@ -206,7 +206,7 @@ static void write_redis(const struct operator* operator, struct metrics * metric
     metrics_counter(metrics, "roost_worker_records_lost_total", "Conversations that another worker owns now",
                     held.lost);
     metrics_counter(metrics, "roost_worker_records_announced_total",
-                    "Records written again after a wipe, a failure, or a move to the host tier", held.announced);
+                    "Records written again after a wipe, a failure, or a move between the tiers", held.announced);
     metrics_counter(metrics, "roost_worker_records_evicted_total", "Conversations whose KV was evicted, and their record",
                     held.evicted);
     metrics_counter(metrics, "roost_worker_redis_wipes_total", "Times that Redis had lost everything", held.wipes);

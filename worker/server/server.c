@@ -536,6 +536,14 @@ const struct engine_info *server_engine_info(const struct server *server)
     return server->info;
 }
 
+bool server_has_placement(const struct server *server, const uint8_t *placement)
+{
+    for (const struct stream *stream = server->by_job; stream; stream = stream->by_job.next)
+        if (stream->placed && memcmp(stream->placement, placement, sizeof stream->placement) == 0)
+            return true;
+    return false;
+}
+
 unsigned server_stream_count(const struct server *server)
 {
     return (unsigned)HASH_CNT(by_job, server->by_job);

@@ -44,11 +44,11 @@ struct server_config {
     /* READY: serving, also again after a drain that was taken back. DRAINING. SAFE_TO_DELETE: only after server_drain_stay. GONE: drained, or
      * failed with st and status_detail: stop the loop. */
     void (*on_state)(void *user, enum wire_life state, enum status st);
-    /* A turn of a placed conversation has ended here; the next one begins with so many tokens. placement has 16 bytes, turn is a number
-     * that no other turn of this process has. May be NULL. */
-    void (*on_turn)(void *user, const uint8_t *placement, uint64_t epoch, uint32_t tokens, uint64_t turn);
-    /* What that turn left in the cache was evicted, or is in the host tier now. May be NULL. */
-    void (*on_turn_fate)(void *user, uint64_t turn, bool evicted);
+    /* A turn of a placed conversation has ended here; the next one begins with so many tokens, on the device. placement has 16 bytes.
+     * May be NULL. */
+    void (*on_turn)(void *user, const uint8_t *placement, uint64_t epoch, uint32_t tokens);
+    /* What that turn left in the cache is in the host tier, on the device again, or evicted: ENGINE_DEMOTED, _PROMOTED, _EVICTED. May be NULL. */
+    void (*on_fate)(void *user, const uint8_t *placement, enum engine_event_kind fate);
     void *user;
 };
 
@@ -99,6 +99,8 @@ const char *server_control_endpoint(const struct server *server);      /* as bou
 const char *server_data_endpoint(const struct server *server);
 const char *server_model_name(const struct server *server);            /* "" before READY */
 const struct engine_info *server_engine_info(const struct server *server);   /* NULL before READY */
+/* Whether a turn of it is queued or runs. Looks at every open stream. */
+bool server_has_placement(const struct server *server, const uint8_t *placement);
 unsigned server_stream_count(const struct server *server);             /* open: not answered yet */
 
 #endif

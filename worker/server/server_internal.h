@@ -111,6 +111,7 @@ struct stream_row {
 
 struct stream_terminal {
     enum wire_error_code code;       /* WIRE_ERROR_UNKNOWN: DONE */
+    bool given_up;                   /* with an error: RESEND instead of it */
     char *detail;                    /* owned; NULL: none */
     uint32_t retry_after_ms;
     uint8_t finish[WIRE_CHOICES_MAX];
@@ -250,6 +251,8 @@ void stream_on_engine(struct server *server, const struct engine_thread_event *e
 bool stream_cancel(struct server *server, struct stream *stream);
 /* Ends a stream from this side. Its tokens are dropped, and what the engine still says about the job too. */
 void stream_abort(struct server *server, struct stream *stream, enum wire_error_code code, const char *detail);
+/* The same for an open one that nobody asked to end: its router, if it comes back, sends it again wherever it likes. */
+void stream_give_up(struct server *server, struct stream *stream);
 void streams_destroy(struct server *server, struct session *session);
 uint32_t retry_after_ms(struct server *server);
 int attempt_compare(struct wire_attempt a, struct wire_attempt b);

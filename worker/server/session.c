@@ -1,14 +1,16 @@
 /* session.c - owns the sessions of routers and the counts of malformed frames. I/O thread only.
  *
  *              HELLO           silent for lease_expiry_ms
- *   (unknown) -------> alive -----------------------------> expired: connections forgotten, streams are orphans
+ *   (unknown) -------> alive -----------------------------> expired: connections unbound, streams are orphans
  *                      |   ^                                  |    |  orphan_ms: session_give_up
  *                      |   +----- HELLO, LEASE, HEAD ---------+    |
  *                      |          (bound to the connection)        v  longest silent, when SESSIONS_MAX are there
  *                      +---- a send finds a connection gone:     freed
  *                            unbound
  * A lost connection alone cancels nothing: the streams wait for the next HELLO or LEASE and are sent again from their
- * start. */
+ * start. What is queued for a data connection goes out on it, or is dropped when the connection is gone or another one
+ * takes its place: sent_bytes counts it, and nothing but a HELLO counts anew. Of an expired session that is 4 MiB at
+ * most (QUEUE_BYTES), until its router reads or its connection ends. */
 #include "worker/server/server_internal.h"
 #include <stdlib.h>
 #include <string.h>
@@ -38,6 +40,9 @@ struct session *session_of_peer(struct server *server, enum link link, const str
 
 static void session_free(struct server *server, struct session *session)
 {
+    for (int link = 0; link < LINK_COUNT; link++)
+        if (session->links[link].peer.size)
+            channel_forget_peer(server->channels[link], &session->links[link].peer);
     streams_destroy(server, session);
     HASH_DELETE(hh, server->sessions, session);
     free(session->early);
@@ -147,7 +152,7 @@ static void expire(struct server *server, struct session *session, uint64_t now_
     session->expired_ms = now_ms;
     session_orphan(server, session);
     session_unbind(server, session, LINK_CONTROL);
-    session_unbind(server, session, LINK_DATA);
+    session->links[LINK_DATA].bound = false; /* what is queued there is counted: it is not dropped */
     session->blocked_ms = 0;
 }
 

@@ -192,7 +192,7 @@ static void note_turn(struct server *server, const struct stream *stream)
 {
     if (stream->placed && server->config.on_turn)
         server->config.on_turn(server->config.user, stream->placement, stream->epoch,
-                               stream->terminal.prompt_tokens + stream->due[0], stream->job);
+                               stream->terminal.prompt_tokens + stream->due[0]);
 }
 
 static void end_with_done(struct server *server, struct stream *stream, const struct engine_event *event)
@@ -235,6 +235,12 @@ void stream_abort(struct server *server, struct stream *stream, enum wire_error_
     (void)stream_cancel(server, stream); /* without memory it runs to its end, unheard */
     stream_drop_rows(stream);
     end_with_error(server, stream, code, detail, 0);
+}
+
+void stream_give_up(struct server *server, struct stream *stream)
+{
+    stream->terminal.given_up = true;
+    stream_abort(server, stream, WIRE_ERROR_CANCELLED, NULL);
 }
 
 /* From the cancel to the engine's word that the work has stopped. */
@@ -308,17 +314,19 @@ static void on_job(struct server *server, struct stream *stream, const struct en
         end_with_error(server, stream, refusal_code(event->status, WIRE_ERROR_OVER_CAPACITY), event->detail, 0);
         break;
     case ENGINE_DEMOTED:
+    case ENGINE_PROMOTED:
     case ENGINE_EVICTED: break;        /* not about a stream */
     }
 }
 
 static bool tell_fate(struct server *server, const struct engine_thread_event *event)
 {
-    bool evicted = event->event.kind == ENGINE_EVICTED;
-    if (event->kind != ENGINE_THREAD_JOB || !(evicted || event->event.kind == ENGINE_DEMOTED))
+    enum engine_event_kind kind = event->event.kind;
+    if (event->kind != ENGINE_THREAD_JOB ||
+        !(kind == ENGINE_DEMOTED || kind == ENGINE_PROMOTED || kind == ENGINE_EVICTED))
         return false;
-    if (server->config.on_turn_fate)
-        server->config.on_turn_fate(server->config.user, event->job, evicted);
+    if (server->config.on_fate)
+        server->config.on_fate(server->config.user, event->event.conversation, kind);
     return true;
 }
 

@@ -8,7 +8,7 @@
  *   lease ended: session_orphan --the session comes back: everything again-->  as before
  *                    | orphan_ms       | a repeat: move
  *                    v
- *               session_give_up: open ones are cancelled, those that ended well are kept */
+ *               session_give_up: open ones are cancelled (RESEND), those that ended well are kept */
 #include "worker/server/server_internal.h"
 #include <stdlib.h>
 #include <string.h>
@@ -102,8 +102,7 @@ void session_give_up(struct server *server, struct session *session)
     DL_FOREACH_SAFE(session->streams, stream, next)
     {
         if (stream->open)
-            stream_abort(server, stream, WIRE_ERROR_CANCELLED,
-                         "the router's lease ended, and no other router took the request over");
+            stream_give_up(server, stream);
         else if (stream->known)
             stream_release(server, stream);
     }
@@ -158,8 +157,8 @@ bool cancelled_before(struct server *server, const struct stream_key *key, struc
     return cancel && cancel->until_ms > loop_now_ms(server->config.loop) && cancel_covers(cancel->attempt, attempt);
 }
 
-/* Remembers an id nobody has sent yet: a cancel on the control connection may overtake its head on the data connection.
- */
+/* Remembers what nobody has sent yet: a cancel on the control connection may overtake its head on the data connection,
+ * and one that comes by another router an attempt of the router that has the request. */
 static void remember_cancel(struct server *server, const struct stream_key *key, struct wire_attempt attempt)
 {
     struct cancel_memory *cancel = NULL;
@@ -190,10 +189,12 @@ void stream_on_cancel(struct server *server, const struct wire_cancel *cancel)
     struct stream_key key;
     stream_key_set(&key, cancel->request_id, cancel->tenant);
     struct stream *stream = stream_find(server, &key);
-    if (!stream)
-        remember_cancel(server, &key, cancel->attempt);
-    else if (!cancel_covers(cancel->attempt, stream->attempt))
+    if (stream && !cancel_covers(cancel->attempt, stream->attempt)) {
         server->stats.stale++; /* a router that was frozen: what it gave up goes on elsewhere */
-    else if (stream->open && stream_cancel(server, stream))
+        return;
+    }
+    if (!stream || attempt_compare(cancel->attempt, stream->attempt) > 0)
+        remember_cancel(server, &key, cancel->attempt); /* attempts that it covers may still come */
+    if (stream && stream->open && stream_cancel(server, stream))
         stream_forget(server, stream); /* a newer attempt starts anew */
 }

@@ -2,9 +2,10 @@
  * thread only.
  *
  * Credit: a router that can grants totals. stream->granted bounds tokens_batched, which counts from what the stream was
- * resumed with; session->credit_bytes bounds sent_bytes. Rows go whole, so a row waits until all its tokens are
- * granted. Ends and acknowledgements need none; but DONE goes out behind the last token, so it waits with it. An ERROR
- * does not. */
+ * resumed with; session->credit_bytes bounds sent_bytes. Rows go whole, as whole characters do, so the last one may
+ * pass the grant: by less than what an engine holds back at most, 272 tokens (CHOICE_HELD_MAX, less the one granted).
+ * The bytes of a connection are never passed. Ends and acknowledgements need no credit; but DONE goes out behind the
+ * last token, so it waits with it. An ERROR does not. */
 #include "worker/server/server_internal.h"
 #include <assert.h>
 #include <stdlib.h>
@@ -264,6 +265,12 @@ static uint32_t row_tokens(const struct stream *stream, uint32_t index)
     return row->choice == WIRE_CHOICE_PROMPT ? 0 : row->count;
 }
 
+/* Whether its stream's credit lets the next row out: a token of it is granted. */
+static bool row_granted(const struct stream *stream)
+{
+    return row_tokens(stream, stream->rows_batched) == 0 || stream->tokens_batched < stream->granted;
+}
+
 /* What send_rows has to go on with: bytes that are left on the connection, of which the batch holds some already. */
 struct allowance {
     uint64_t bytes, held;
@@ -286,10 +293,9 @@ static enum status batch_rows(struct server *server, struct session *session, st
                               struct allowance *allowance, bool *starved)
 {
     while (stream->rows_batched < stream->row_count) {
-        uint32_t tokens = row_tokens(stream, stream->rows_batched);
         struct wire_tokens_row row = row_at(stream, stream->rows_batched);
         uint64_t bytes = row_bytes_max(&row);
-        *starved = (tokens && stream->tokens_batched + tokens > stream->granted) || !row_fits(allowance, bytes);
+        *starved = !row_granted(stream) || !row_fits(allowance, bytes);
         if (*starved)
             return STATUS_OK;
         enum status st = wire_batch_add(server->batch, &row);
@@ -302,8 +308,7 @@ static enum status batch_rows(struct server *server, struct session *session, st
             return st;
         }
         allowance->held += bytes;
-        stream->rows_batched++;
-        stream->tokens_batched += tokens;
+        stream->tokens_batched += row_tokens(stream, stream->rows_batched++);
     }
     *starved = false;
     return STATUS_OK;
@@ -333,9 +338,7 @@ static enum status send_rows(struct server *server, struct session *session)
             stream->starved_ms = 0;
         else if (!stream->starved_ms || stream->rows_batched > before)
             stream->starved_ms = now;
-        bool connection =
-            starved && stream->tokens_batched + row_tokens(stream, stream->rows_batched) <= stream->granted;
-        if (connection && !first)
+        if (starved && row_granted(stream) && !first) /* for want of the connection's bytes */
             first = stream->rows_batched > before ? stream->next : stream;
     }
     TRY(send_batch(server, session));
@@ -385,6 +388,13 @@ struct wire_message stream_error_message(const struct stream_key *key, uint32_t 
 static enum status send_terminal(struct server *server, struct session *session, struct stream *stream)
 {
     const struct stream_terminal *end = &stream->terminal;
+    if (end->given_up) {
+        struct wire_message resend = {.kind = WIRE_RESEND};
+        resend.stream_ref.request_id = wire_span_of(stream->key.request_id, sizeof stream->key.request_id);
+        resend.stream_ref.stream = stream->number;
+        resend.stream_ref.attempt = stream->attempt;
+        return session_send(server, session, LINK_DATA, &resend);
+    }
     if (end->code != WIRE_ERROR_UNKNOWN) {
         struct wire_message error = stream_error_message(&stream->key, stream->number, stream->attempt, end->code,
                                                          end->detail, end->retry_after_ms);

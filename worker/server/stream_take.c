@@ -299,6 +299,7 @@ static bool open_stream(struct server *server, struct session *session, const st
     stream_set_aside(server, stream, kept);
     (*request)->engine.job = stream->job;
     (*request)->engine.tell_fate = stream->placed;
+    memcpy((*request)->engine.conversation, stream->placement, sizeof stream->placement);
     enum status st = engine_thread_submit(server->engine, request);
     if (st != STATUS_OK) {
         stream_free(server, stream);

@@ -29,7 +29,30 @@ struct bench {
     struct redis_link *links[WORKERS], *router_link;
     struct conversations *workers[WORKERS];
     struct placement *router;
+    uint32_t running; /* bits of conversations */
 };
+
+static struct placement_key key_of(unsigned i)
+{
+    struct placement_salt salt;
+    struct placement_key key;
+    char conversation[32];
+    snprintf(conversation, sizeof conversation, "chat-%u", i);
+    placement_salt_make("salt", &salt);
+    placement_key_make(&salt, wire_span_str("acme"), wire_span_str(conversation), &key);
+    return key;
+}
+
+static bool is_running(void *user, const uint8_t *key)
+{
+    const struct bench *bench = user;
+    for (unsigned i = 0; i < 32; i++) {
+        struct placement_key one = key_of(i);
+        if ((bench->running >> i & 1) != 0 && memcmp(one.id, key, sizeof one.id) == 0)
+            return true;
+    }
+    return false;
+}
 
 static void bench_start(struct bench *bench)
 {
@@ -38,8 +61,12 @@ static void bench_start(struct bench *bench)
     struct redis_link_config config = {.address = bench->server.socket};
     for (unsigned i = 0; i < WORKERS; i++) {
         assert_int_equal(redis_link_create(bench->loop, &config, &bench->links[i]), STATUS_OK);
-        struct conversations_config worker = {
-            .loop = bench->loop, .link = bench->links[i], .owner = names[i], .cache_id = caches[i]};
+        struct conversations_config worker = {.loop = bench->loop,
+                                              .link = bench->links[i],
+                                              .owner = names[i],
+                                              .cache_id = caches[i],
+                                              .running = is_running,
+                                              .user = bench};
         assert_int_equal(conversations_create(&worker, &bench->workers[i]), STATUS_OK);
     }
     assert_int_equal(redis_link_create(bench->loop, &config, &bench->router_link), STATUS_OK);
@@ -59,17 +86,6 @@ static void bench_stop(struct bench *bench)
     }
     redis_server_destroy(&bench->server);
     loop_destroy(&bench->loop);
-}
-
-static struct placement_key key_of(unsigned i)
-{
-    struct placement_salt salt;
-    struct placement_key key;
-    char conversation[32];
-    snprintf(conversation, sizeof conversation, "chat-%u", i);
-    placement_salt_make("salt", &salt);
-    placement_key_make(&salt, wire_span_str("acme"), wire_span_str(conversation), &key);
-    return key;
 }
 
 struct answer {
@@ -96,14 +112,22 @@ static struct placement_answer claim(struct bench *bench, unsigned i, const char
     return answer.first;
 }
 
-/* Returns the turn's number. */
-static uint64_t note(struct bench *bench, unsigned worker, unsigned i, uint64_t epoch, uint32_t tokens)
+static void note(struct bench *bench, unsigned worker, unsigned i, uint64_t epoch, uint32_t tokens)
 {
-    static uint64_t turn;
     struct placement_key key = key_of(i);
-    conversations_note(bench->workers[worker], &(struct conversations_turn){
-                                                   .key = key.id, .epoch = epoch, .tokens = tokens, .turn = ++turn});
-    return turn;
+    conversations_note(bench->workers[worker], key.id, epoch, tokens);
+}
+
+static void evicted(struct bench *bench, unsigned i)
+{
+    struct placement_key key = key_of(i);
+    conversations_evicted(bench->workers[0], key.id);
+}
+
+static void moved(struct bench *bench, unsigned i, bool to_host)
+{
+    struct placement_key key = key_of(i);
+    conversations_moved(bench->workers[0], key.id, to_host);
 }
 
 static struct conversations_stats stats_of(struct bench *bench, unsigned worker)
@@ -156,9 +180,9 @@ static void owners_write(void **state)
     SPIN_UNTIL(bench.loop, 1000, stats_of(&bench, 0).written == 3 && stats_of(&bench, 0).lost == 1);
     assert_string_equal(field(&bench, 1, "tokens"), "1300");
     assert_string_equal(field(&bench, 3, "owner"), "");
-    conversations_note(NULL, &(struct conversations_turn){.key = key.id, .epoch = 1, .tokens = 1, .turn = 1});
-    conversations_evicted(NULL, 1);
-    conversations_demoted(NULL, 1);
+    conversations_note(NULL, key.id, 1, 1);
+    conversations_evicted(NULL, key.id);
+    conversations_moved(NULL, key.id, true);
     assert_int_equal(conversations_count(NULL), 0);
     bench_stop(&bench);
 }
@@ -169,22 +193,20 @@ static void fates(void **state)
     (void)state;
     struct bench bench = {0};
     bench_start(&bench);
-    struct conversations *worker = bench.workers[0];
-    uint64_t turns[8];
     for (unsigned i = 1; i <= 7; i++)
-        turns[i] = note(&bench, 0, i, claim(&bench, i, "worker-a").record.epoch, 100 + i);
+        note(&bench, 0, i, claim(&bench, i, "worker-a").record.epoch, 100 + i);
     SPIN_UNTIL(bench.loop, 1000, stats_of(&bench, 0).written == 7);
-    conversations_demoted(worker, turns[1]);
-    SPIN_UNTIL(bench.loop, 1000, strcmp(field(&bench, 1, "tier"), "host") == 0);
+    moved(&bench, 1, true);
+    moved(&bench, 2, true);
+    SPIN_UNTIL(bench.loop, 1000, strcmp(field(&bench, 2, "tier"), "host") == 0);
+    assert_string_equal(field(&bench, 1, "tier"), "host");
     assert_string_equal(field(&bench, 1, "tokens"), "101");
-    turns[1] = note(&bench, 0, 1, 0, 150); /* a turn brings it back */
-    SPIN_UNTIL(bench.loop, 1000, strcmp(field(&bench, 1, "tier"), "device") == 0);
+    note(&bench, 0, 1, 0, 150); /* a turn brings it back */
+    moved(&bench, 2, false);    /* or one that came to nothing */
+    SPIN_UNTIL(bench.loop, 1000, strcmp(field(&bench, 2, "tier"), "device") == 0);
+    assert_string_equal(field(&bench, 1, "tier"), "device");
 
-    uint64_t old = turns[2];
-    turns[2] = note(&bench, 0, 2, 0, 160);
-    conversations_evicted(worker, old); /* of an earlier turn: its last one is still there */
-    conversations_demoted(worker, old);
-    conversations_evicted(worker, turns[3]);
+    evicted(&bench, 3);
     note(&bench, 0, 3, 0, 170); /* in the same moment it had another */
     struct placement_key key = key_of(4);
     redis_server_ask(&bench.server, "HSET roost:{%s}:place cache 00000000000000000000000000000001", key.hex);
@@ -194,16 +216,45 @@ static void fates(void **state)
     redis_server_ask(&bench.server, "HSET roost:{%s}:place owner worker-x", key.hex);
     key = key_of(7);
     redis_server_ask(&bench.server, "HSET roost:{%s}:place cache ca010000000000000000000000000000", key.hex);
-    for (unsigned i = 4; i <= 7; i++)
-        conversations_evicted(worker, turns[i]);
-    conversations_evicted(worker, turns[1]);
+    for (unsigned i = 4; i <= 8; i++) /* nobody has heard of 8 */
+        evicted(&bench, i);
+    evicted(&bench, 1);
     SPIN_UNTIL(bench.loop, 2000, stats_of(&bench, 0).evicted == 5);
-    assert_int_equal(conversations_count(worker), 2); /* 2, 3 */
+    assert_int_equal(conversations_count(bench.workers[0]), 2); /* 2, 3 */
     static const char *const owners[] = {NULL, "", "worker-a", "worker-a", "worker-a", "worker-a", "worker-x", ""};
     for (unsigned i = 1; i <= 7; i++)
         assert_string_equal(field(&bench, i, "owner"), owners[i]);
-    assert_string_equal(field(&bench, 2, "tier"), "device");
+    assert_string_equal(field(&bench, 3, "tokens"), "170");
     assert_int_equal(stats_of(&bench, 0).due, 0);
+    bench_stop(&bench);
+}
+
+/* Its next turn runs while it is evicted: nobody is told before that has ended, and only if it has not ended well. */
+static void fates_while_running(void **state)
+{
+    (void)state;
+    struct bench bench = {0};
+    bench_start(&bench);
+    for (unsigned i = 1; i <= 3; i++)
+        note(&bench, 0, i, claim(&bench, i, "worker-a").record.epoch, 100);
+    SPIN_UNTIL(bench.loop, 1000, stats_of(&bench, 0).written == 3);
+    bench.running = 1u << 1 | 1u << 2;
+    evicted(&bench, 1);
+    evicted(&bench, 2);
+    moved(&bench, 1, true);
+    evicted(&bench, 3);
+    SPIN_UNTIL(bench.loop, 1000, stats_of(&bench, 0).evicted == 1); /* the one that waits is in nobody's way */
+    (void)spin(bench.loop, 300, NULL, NULL);
+    assert_int_equal(stats_of(&bench, 0).due, 2);
+    assert_string_equal(field(&bench, 1, "owner"), "worker-a");
+    assert_string_equal(field(&bench, 2, "owner"), "worker-a");
+    assert_string_equal(field(&bench, 3, "owner"), "");
+    bench.running = 0;
+    note(&bench, 0, 1, 0, 200);
+    SPIN_UNTIL(bench.loop, 1000, stats_of(&bench, 0).evicted == 2 && stats_of(&bench, 0).due == 0);
+    assert_string_equal(field(&bench, 1, "tokens"), "200");
+    assert_string_equal(field(&bench, 1, "tier"), "device");
+    assert_string_equal(field(&bench, 2, "owner"), "");
     bench_stop(&bench);
 }
 
@@ -215,14 +266,13 @@ static void fates_while_away(void **state)
     static const char *const with_file[] = {"--appendonly", "yes", "--appendfsync", "always"};
     memcpy(bench.server.options, with_file, sizeof with_file);
     bench_start(&bench);
-    uint64_t turns[4];
     for (unsigned i = 1; i <= 3; i++)
-        turns[i] = note(&bench, 0, i, claim(&bench, i, "worker-a").record.epoch, 100);
+        note(&bench, 0, i, claim(&bench, i, "worker-a").record.epoch, 100);
     SPIN_UNTIL(bench.loop, 1000, stats_of(&bench, 0).written == 3);
     redis_server_kill(&bench.server);
     SPIN_UNTIL(bench.loop, 1000, !redis_link_up(bench.links[0]));
-    conversations_evicted(bench.workers[0], turns[1]);
-    conversations_demoted(bench.workers[0], turns[2]);
+    evicted(&bench, 1);
+    moved(&bench, 2, true);
     (void)spin(bench.loop, 300, NULL, NULL);
     assert_int_equal(conversations_count(bench.workers[0]), 3);
     redis_server_start(&bench.server);
@@ -230,7 +280,10 @@ static void fates_while_away(void **state)
     assert_string_equal(field(&bench, 1, "owner"), "");
     assert_string_equal(field(&bench, 2, "tier"), "host");
     redis_server_ask(&bench.server, "FLUSHALL");
-    conversations_evicted(bench.workers[0], turns[3]);
+    redis_server_kill(&bench.server); /* so that the wipe is known before the eviction can be told */
+    SPIN_UNTIL(bench.loop, 1000, !redis_link_up(bench.links[0]));
+    evicted(&bench, 3);
+    redis_server_start(&bench.server);
     SPIN_UNTIL(bench.loop, 5000,
                stats_of(&bench, 0).wipes == 1 && stats_of(&bench, 0).due == 0 && stats_of(&bench, 0).evicted == 2);
     SPIN_UNTIL(bench.loop, 1000, strcmp(field(&bench, 2, "tier"), "host") == 0);
@@ -415,10 +468,9 @@ static void bounded(void **state)
     uint8_t key[16] = {0};
     for (uint32_t i = 0; i < CONVERSATIONS_MAX + 1000; i++) {
         memcpy(key, &i, sizeof i);
-        conversations_note(bench.workers[0],
-                           &(struct conversations_turn){.key = key, .tokens = UINT32_MAX, .turn = 1u << 30 | i});
+        conversations_note(bench.workers[0], key, 0, UINT32_MAX);
     }
-    conversations_evicted(bench.workers[0], 1u << 30); /* of one that made room */
+    conversations_evicted(bench.workers[0], (const uint8_t[16]){0}); /* of one that made room */
     assert_int_equal(conversations_count(bench.workers[0]), CONVERSATIONS_MAX);
     struct conversations_stats stats = stats_of(&bench, 0);
     assert_int_equal(stats.held, CONVERSATIONS_MAX);
@@ -473,7 +525,8 @@ int main(void)
 {
     const struct CMUnitTest pure[] = {cmocka_unit_test(replies)};
     const struct CMUnitTest real[] = {
-        cmocka_unit_test(owners_write), cmocka_unit_test(fates),   cmocka_unit_test(fates_while_away),
+        cmocka_unit_test(owners_write), cmocka_unit_test(fates),     cmocka_unit_test(fates_while_away),
+        cmocka_unit_test(fates_while_running),
         cmocka_unit_test(wiped),        cmocka_unit_test(conflicts), cmocka_unit_test(away),
         cmocka_unit_test(full),         cmocka_unit_test(restarted), cmocka_unit_test(bounded),
     };

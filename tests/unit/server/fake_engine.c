@@ -30,6 +30,7 @@ static struct {
     enum status load, fail_next, refuse_next;
     uint32_t retry_after_ms;
     size_t text_bytes;
+    uint32_t row_tokens;
     unsigned cancels;
     struct engine_request last;
     struct fake_lists lists;
@@ -52,6 +53,7 @@ void fake_engine_reset(void)
     memset(&control, 0, sizeof control);
     control.permits = FAKE_PERMITS_ALL;
     control.may_load = true;
+    control.row_tokens = 1;
     unlock();
 }
 
@@ -81,6 +83,13 @@ void fake_engine_text_bytes(size_t bytes)
 {
     lock();
     control.text_bytes = bytes;
+    unlock();
+}
+
+void fake_engine_row_tokens(uint32_t tokens)
+{
+    lock();
+    control.row_tokens = tokens;
     unlock();
 }
 
@@ -370,32 +379,36 @@ static void send_prompt(struct job *job, engine_event_fn *sink, void *user)
 
 static void decode_choice(struct job *job, uint32_t choice, engine_event_fn *sink, void *user)
 {
-    uint32_t at = job->made[choice]++, id = fake_engine_token(job->prompt_tokens + choice, at);
+    uint32_t at = job->made[choice], left = length_of(job, choice) - at, ids[FAKE_ROW_TOKENS_MAX];
     char word[16];
     lock();
     size_t size = control.text_bytes;
+    uint32_t count = control.row_tokens < left ? control.row_tokens : left;
     unlock();
+    for (uint32_t i = 0; i < count; i++)
+        ids[i] = fake_engine_token(job->prompt_tokens + choice, at + i);
+    job->made[choice] += count;
     char *text = size ? malloc(size) : word;
     if (size)
         memset(text, 'x', size);
     else
-        size = (size_t)snprintf(word, sizeof word, "w%u ", id);
+        size = (size_t)snprintf(word, sizeof word, "w%u ", ids[0]);
     struct engine_event event = {.kind = ENGINE_TOKENS,
                                  .job = job->id,
                                  .choice = choice,
                                  .first = at,
-                                 .ids = &id,
-                                 .count = 1,
+                                 .ids = ids,
+                                 .count = count,
                                  .text = text,
                                  .text_size = size};
     send_event(&event, job->logprobs, job->alternatives, sink, user);
     if (text != word)
         free(text);
-    if (FAKE_FINISH(choice) == ENGINE_FINISH_STOP_STRING && at + 1 == length_of(job, choice))
+    if (FAKE_FINISH(choice) == ENGINE_FINISH_STOP_STRING && count == left)
         sink(
             user,
             &(struct engine_event){
-                .kind = ENGINE_TOKENS, .job = job->id, .choice = choice, .first = at + 1, .text = "~", .text_size = 1});
+                .kind = ENGINE_TOKENS, .job = job->id, .choice = choice, .first = at + count, .text = "~", .text_size = 1});
 }
 
 static void decode(struct engine *engine, struct job *job, engine_event_fn *sink, void *user)

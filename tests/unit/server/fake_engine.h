@@ -14,6 +14,7 @@
 
 #define FAKE_CONTEXT 4096u
 #define FAKE_PERMITS_ALL (-1)
+#define FAKE_ROW_TOKENS_MAX 300u
 #define FAKE_FINISH(choice) ((enum engine_finish)((choice) % 3 == 0 ? ENGINE_FINISH_LENGTH : (choice) % 3))
 
 void fake_engine_reset(void);                          /* permits for everything, loads at once, small texts */
@@ -21,6 +22,7 @@ void fake_engine_permit(int tokens);                   /* adds; FAKE_PERMITS_ALL
 void fake_engine_hold(void);                           /* no permits from now on */
 void fake_engine_load(bool may_finish, enum status st);   /* what engine_create does */
 void fake_engine_text_bytes(size_t bytes);             /* of each token from now on; 0: a word */
+void fake_engine_row_tokens(uint32_t tokens);          /* released together from now on, for one permit; 1 to FAKE_ROW_TOKENS_MAX */
 void fake_engine_fail_next(enum status st);            /* the next decoded token fails its job */
 void fake_engine_refuse_next(enum status st, uint32_t retry_after_ms);   /* the next submit */
 void fake_engine_stuck(bool stuck);                    /* the next step does not end */

@@ -12,8 +12,8 @@
 #include "fake_router.h"
 #include "server_fixture.h"
 
-#define WINDOW   512u
-#define QUIET_MS 60 /* three leases: what could have come has come */
+#define WINDOW       512u
+#define QUIET_LEASES 4 /* so many of the worker's in a row, of a turn each: what could have come has come */
 
 static const struct wire_sampling long_reply = {.tokens_max = 2000};
 
@@ -22,11 +22,27 @@ static void start_credit(void)
     start_with(WIRE_CAN_CREDIT);
 }
 
+/* The next frame on data; false: none comes. Judged by the leases among which it would come, so a machine that stands
+ * still for a while changes nothing. */
+static bool next_frame(struct router *from, struct incoming *in)
+{
+    control_is_read(from);
+    for (unsigned leases = 0; leases < QUIET_LEASES;) {
+        bool waiting = zmq_poll(&(zmq_pollitem_t){.socket = from->sockets[DATA], .events = ZMQ_POLLIN}, 1, 0) > 0;
+        router_receive(from, DATA, false, in);
+        if (in->message.kind != WIRE_LEASE)
+            return true;
+        leases += !waiting; /* one that lay there may be older than what was just read */
+        incoming_free(in);
+    }
+    return false;
+}
+
 /* Nothing comes on data for a while. */
 static void quiet(struct router *from)
 {
     struct incoming in;
-    if (router_try(from, DATA, QUIET_MS, &in))
+    if (next_frame(from, &in))
         fail_msg("a %s came without credit", wire_kind_name(in.message.kind));
 }
 
@@ -134,7 +150,7 @@ static void an_error_does_not_wait_for_credit(void **state)
 static void a_stream_that_nobody_grants_anything_ends(void **state)
 {
     (void)state;
-    bench.config.credit_wait_ms = 300;
+    bench.config.credit_wait_ms = 1000; /* ten times what a round of the loop below takes */
     start_credit();
     for (uint8_t i = 1; i <= 2; i++) { /* one that runs, one that has ended */
         struct reply reply = {0}, again = {0};
@@ -144,7 +160,7 @@ static void a_stream_that_nobody_grants_anything_ends(void **state)
         exactly(&router, i, first_attempt, &reply, WINDOW);
         if (i == 1) { /* what comes in time starts the wait anew */
             uint64_t begin = clock_now_ms();
-            for (unsigned more = 1; clock_now_ms() - begin < 600; more++) {
+            for (unsigned more = 1; clock_now_ms() - begin < 2000; more++) {
                 router_grant(&router, i, WINDOW + more, 0);
                 exactly(&router, i, first_attempt, &reply, WINDOW + more);
             }
@@ -174,6 +190,7 @@ static void waiting_for_tokens_is_not_waiting_for_credit(void **state)
     for (uint64_t end = clock_now_ms() + 300; clock_now_ms() < end;)
         assert_int_equal(bench_streams(&bench), 1);
     router_grant(&router, 1, WINDOW + 1, 0);
+    control_is_read(&router);
     fake_engine_permit(FAKE_PERMITS_ALL);
     router_collect(&router, 1, first_attempt, &reply);
     assert_true(reply.done);
@@ -230,7 +247,7 @@ static void totals_count_what_was_resumed(void **state)
 static void drain_frames(struct router *from, unsigned tokens[3], uint64_t *bytes, unsigned *done)
 {
     struct incoming in;
-    while (router_try(from, DATA, QUIET_MS, &in)) {
+    while (next_frame(from, &in)) {
         struct wire_tokens_cursor cursor = {0};
         struct wire_tokens_row row;
         *bytes += in.message.kind == WIRE_TOKENS ? zmq_msg_size(&in.frame) : 0;
@@ -249,6 +266,8 @@ static void choices_share_a_grant(void **state)
     start_credit();
     struct wire_sampling sampling = {.tokens_max = 1000, .choices = 3, .prompt_logprobs = true, .token_logprobs = true};
     router_ask(&router, &(struct ask){.id = 1, .stream = 1, .sampling = sampling});
+    expect_ack(&router, 1);
+    assert_true(bench_wait_streams(&bench, 0)); /* the engine is done with it */
     drain_frames(&router, tokens, &bytes, &done);
     assert_int_equal(tokens[1], WINDOW + SERVER_PROMPT_TOKENS - 1); /* rows of the prompt take none */
     router_grant(&router, 1, 2997, 0);
@@ -270,6 +289,8 @@ static void a_connection_has_a_limit_of_bytes(void **state)
     control_is_read(&router);
     for (uint8_t i = 1; i <= 2; i++)
         router_ask(&router, &(struct ask){.id = i, .stream = i, .sampling = {.tokens_max = 200}});
+    expect_ack(&router, 1);
+    expect_ack(&router, 2);
     assert_true(bench_wait_streams(&bench, 0)); /* the engine is done with both */
     for (granted = 10000; done < 2; granted += 10000) {
         router_grant(&router, 3, 0, granted);
@@ -288,6 +309,68 @@ static void a_connection_has_a_limit_of_bytes(void **state)
     stop_two();
 }
 
+/* Tokens that are released together cannot be parted: who is granted one of them gets them all, and no more. */
+static void a_row_larger_than_its_credit_goes_out_whole(void **state)
+{
+    (void)state;
+    struct reply reply = {0};
+    bench.config.credit_wait_ms = 20000;
+    start_credit();
+    fake_engine_row_tokens(200);
+    router_ask(&router, &(struct ask){.id = 1, .stream = 1, .sampling = long_reply});
+    exactly(&router, 1, first_attempt, &reply, 600); /* 400, and 112 are granted */
+    router_grant(&router, 1, 600, 0);
+    exactly(&router, 1, first_attempt, &reply, 600);
+    router_grant(&router, 1, 601, 0);
+    exactly(&router, 1, first_attempt, &reply, 800);
+    for (unsigned granted = 801; !reply.done; granted += 200) { /* one at a time is enough */
+        router_grant(&router, 1, granted, 0);
+        if (granted < 1801)
+            exactly(&router, 1, first_attempt, &reply, granted + 199);
+        else
+            router_collect(&router, 1, first_attempt, &reply);
+    }
+    assert_int_equal(reply.count, 2000);
+    assert_int_equal(reply.rows, 10);
+    reply_free(&reply);
+    stop_two();
+}
+
+/* What is queued for a router that falls silent arrives when it reads on, so that both sides count the same bytes. */
+static void silence_costs_no_credit_of_the_connection(void **state)
+{
+    (void)state;
+    unsigned tokens[3] = {0}, done = 0;
+    uint64_t bytes = 0;
+    struct server_stats stats = {0};
+    bench.config.lease_expiry_ms = 400;
+    bench.config.orphan_ms = 20000;
+    bench.config.slow_reader_ms = 20000;
+    start_credit();
+    fake_engine_text_bytes(50000);
+    fake_engine_hold();
+    fake_engine_permit(1000); /* 50 MB: more than all buffers on the way hold */
+    router_grant(&router, 1, 1001, 1u << 30);
+    router_ask(&router, &(struct ask){.id = 1, .stream = 1, .sampling = {.tokens_max = 1001}});
+    for (uint64_t end = clock_now_ms() + WAIT_MS; stats.orphans == 0; bench_stats(&bench, &stats)) {
+        if (stats.tokens < 1000) /* silent from then on */
+            router_lease(&router, CONTROL, 0);
+        assert_true(clock_now_ms() < end);
+    }
+    router_lease(&router, DATA, 0); /* it comes back, by the same connections */
+    fake_engine_text_bytes(1000);
+    fake_engine_permit(FAKE_PERMITS_ALL);
+    while (done == 0)
+        drain_frames(&router, tokens, &bytes, &done);
+    assert_true(tokens[1] > 1001); /* with repeats */
+    router_grant(&router, 2, 1, bytes + 2000);
+    router_ask(&router, &(struct ask){.id = 2, .stream = 2, .sampling = {.tokens_max = 1}});
+    drain_frames(&router, tokens, &bytes, &done);
+    assert_int_equal(tokens[2], 1);
+    assert_int_equal(done, 2);
+    stop_two();
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -301,6 +384,8 @@ int main(void)
         cmocka_unit_test_setup(totals_count_what_was_resumed, server_setup),
         cmocka_unit_test_setup(choices_share_a_grant, server_setup),
         cmocka_unit_test_setup(a_connection_has_a_limit_of_bytes, server_setup),
+        cmocka_unit_test_setup(a_row_larger_than_its_credit_goes_out_whole, server_setup),
+        cmocka_unit_test_setup(silence_costs_no_credit_of_the_connection, server_setup),
     };
     return server_run(tests, sizeof tests / sizeof *tests);
 }

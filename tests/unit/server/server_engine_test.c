@@ -1,15 +1,10 @@
 /* server_engine_test - the server with the real engine and the shipped model: tokens out of real text, and the cache at
  * work. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <cmocka.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include "common/hash.h"
 #include "fake_router.h"
+#include "tests/unit/unit.h"
 #include "worker/engine/model/model_config.h"
 
 static char model_dir[4096];
@@ -173,7 +168,5 @@ int main(void)
         cmocka_unit_test_setup_teardown(a_prompt_over_the_context_is_refused_with_both_counts, start, stop),
         cmocka_unit_test_setup_teardown(a_cancel_stops_a_long_reply, start, stop),
     };
-    if (hash_setup() != STATUS_OK)
-        return 1;
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return unit_run(tests, NULL, NULL);
 }

@@ -1,15 +1,8 @@
 /* server_fixture.c - see the header. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <cmocka.h>
 #include "server_fixture.h"
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include "common/hash.h"
 #include "fake_engine.h"
+#include "tests/unit/unit.h"
 
 struct bench bench;
 struct router router, other;
@@ -25,9 +18,7 @@ int server_setup(void **state)
 
 int server_run(const struct CMUnitTest *tests, size_t count)
 {
-    if (hash_setup() != STATUS_OK)
-        return 1;
-    return _cmocka_run_group_tests("server", tests, count, NULL, NULL);
+    return unit_begin() ? _cmocka_run_group_tests("server", tests, count, NULL, NULL) : 1;
 }
 
 void start(void)
@@ -88,13 +79,27 @@ void works(struct router *from, uint8_t id)
     reply_free(&reply);
 }
 
-void expect_error(struct router *from, uint32_t stream, enum wire_error_code code, const char *word)
+static struct reply error_of(struct router *from, uint32_t stream, enum wire_error_code code, const char *word)
 {
     struct reply reply = {0};
     router_collect(from, stream, first_attempt, &reply);
     if (reply.done || reply.error != code || !strstr(reply.detail, word))
         fail_msg("not '%s' with '%s', but '%s': %s", wire_error_name(code), word,
                  reply.done ? "done" : wire_error_name(reply.error), reply.detail);
+    return reply;
+}
+
+void expect_error(struct router *from, uint32_t stream, enum wire_error_code code, const char *word)
+{
+    struct reply reply = error_of(from, stream, code, word);
+    reply_free(&reply);
+}
+
+void expect_error_after(struct router *from, uint32_t stream, enum wire_error_code code, const char *word,
+                        uint32_t retry_after_ms)
+{
+    struct reply reply = error_of(from, stream, code, word);
+    assert_int_equal(reply.retry_after_ms, retry_after_ms);
     reply_free(&reply);
 }
 
@@ -147,7 +152,12 @@ void control_is_read(struct router *from)
                                           .tenant = wire_span_str("nobody"),
                                           .session = wire_span_of(from->session, 16)};
     router_send(from, CONTROL, &message);
-    router_expect(from, CONTROL, WIRE_ATTACH_REPLY, &in);
+    router_receive(from, CONTROL, true, &in);
+    while (in.message.kind == WIRE_ACK || in.message.kind == WIRE_SUPERSEDED) {
+        incoming_free(&in);
+        router_receive(from, CONTROL, true, &in);
+    }
+    assert_int_equal(in.message.kind, WIRE_ATTACH_REPLY);
     assert_false(in.message.attach_reply.known);
     incoming_free(&in);
 }

@@ -25,6 +25,9 @@ void expect_ack(struct router *from, uint32_t stream);
 /* A whole request that must work: the connection and the worker are as good as new. */
 void works(struct router *from, uint8_t id);
 void expect_error(struct router *from, uint32_t stream, enum wire_error_code code, const char *word);
+/* The same, which may be tried again after so long. */
+void expect_error_after(struct router *from, uint32_t stream, enum wire_error_code code, const char *word,
+                        uint32_t retry_after_ms);
 void expect_connection_error(struct router *from, int link, enum wire_error_code code, const char *word);
 
 struct attach_answer {
@@ -33,7 +36,7 @@ struct attach_answer {
     uint32_t released[WIRE_CHOICES_MAX];
 };
 struct attach_answer attach(struct router *from, uint8_t id, const char *tenant);
-/* Returns when the worker has read everything sent on control so far: an attach is answered, and order is kept. */
+/* Returns when the worker has read everything sent on control so far: an attach is answered, and order is kept. Drops ACKs and SUPERSEDED. */
 void control_is_read(struct router *from);
 /* The tokens of the fake engine's reply to "hello". */
 void check_tokens(const struct reply *reply, uint32_t first, uint32_t count);

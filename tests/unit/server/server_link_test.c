@@ -86,10 +86,24 @@ static void an_end_that_was_seen_is_not_sent_again(void **state)
     stop();
 }
 
+/* Nobody cancelled it: its router may send it on. What it released before may come first. */
+static void expect_resend(struct router *from, uint32_t stream)
+{
+    struct incoming in;
+    bool found;
+    do {
+        router_receive(from, DATA, true, &in);
+        found = in.message.kind == WIRE_RESEND;
+        assert_true(found || in.message.kind == WIRE_TOKENS || in.message.kind == WIRE_DONE);
+        if (found)
+            assert_int_equal(in.message.stream_ref.stream, stream);
+        incoming_free(&in);
+    } while (!found);
+}
+
 static void silence_cancels_and_a_lease_brings_the_session_back(void **state)
 {
     (void)state;
-    struct reply reply = {0};
     bench.config.lease_expiry_ms = 300;
     bench.config.orphan_ms = 1;
     start();
@@ -109,10 +123,7 @@ static void silence_cancels_and_a_lease_brings_the_session_back(void **state)
         bench_streams(&bench);
     router_lease(&router, DATA, 0);
     router_lease(&router, CONTROL, 0);
-    router_collect(&router, 1, first_attempt, &reply);
-    assert_int_equal(reply.error, WIRE_ERROR_CANCELLED);
-    assert_non_null(strstr(reply.detail, "lease"));
-    reply_free(&reply);
+    expect_resend(&router, 1);
     fake_engine_permit(FAKE_PERMITS_ALL);
     works(&router, 1); /* the same id again: a new stream */
     stop();
@@ -274,8 +285,8 @@ static void orphans_are_given_up(void **state)
     struct attach_answer answer = attach(&other, 1, "acme");
     assert_true(answer.known && !answer.running && answer.released[0] == 3);
     assert_false(attach(&other, 2, "acme").known);
-    router_lease(&router, DATA, 0);
-    expect_error(&router, 2, WIRE_ERROR_CANCELLED, "lease");
+    router_lease(&router, DATA, 0); /* it comes back: what it had is not cancelled, it may go on elsewhere */
+    expect_resend(&router, 2);
     const struct wire_attempt newer = {1, 0};
     router_ask(&other, &(struct ask){.id = 1, .stream = 4, .attempt = newer, .sampling = {.tokens_max = 3}});
     router_collect(&other, 4, newer, &reply);

@@ -226,6 +226,35 @@ static void a_remembered_cancel_is_for_its_attempts(void **state)
     stop();
 }
 
+/* Of a client that gave its router up, through another one: what that router has here ends, and what it sends later. */
+static void a_cancel_by_another_router_is_for_good(void **state)
+{
+    (void)state;
+    struct reply reply = {0};
+    const struct wire_attempt first = {1, 3}, again = {1, 4}, newer = {2, 0};
+    start_two();
+    fake_engine_hold();
+    fake_engine_permit(2);
+    router_ask(&router, &(struct ask){.id = 1, .stream = 1, .attempt = first});
+    router_collect_some(&router, 1, first, 2, &reply);
+    router_cancel_attempt(&other, 1, (struct wire_attempt){1, UINT32_MAX});
+    router_collect(&router, 1, first, &reply);
+    assert_int_equal(reply.error, WIRE_ERROR_CANCELLED);
+    reply_free(&reply);
+    router_ask(&router, &(struct ask){.id = 1, .stream = 2, .attempt = again});
+    router_collect(&router, 2, again, &reply);
+    assert_int_equal(reply.error, WIRE_ERROR_CANCELLED);
+    assert_non_null(strstr(reply.detail, "before"));
+    reply_free(&reply);
+    fake_engine_permit(FAKE_PERMITS_ALL);
+    router_ask(&other, &(struct ask){.id = 1, .stream = 1, .attempt = newer, .sampling = {.tokens_max = 1}});
+    router_collect(&other, 1, newer, &reply);
+    assert_true(reply.done);
+    assert_int_equal(fake_engine_cancels(), 1);
+    reply_free(&reply);
+    stop_two();
+}
+
 /* Until the engine has stopped a cancelled request, its end is still due, but nobody can take it over. */
 static void a_cancelled_request_may_come_again(void **state)
 {
@@ -424,6 +453,7 @@ int main(void)
         cmocka_unit_test_setup(repeats_that_are_not_newer, server_setup),
         cmocka_unit_test_setup(a_late_cancel_is_not_for_a_newer_attempt, server_setup),
         cmocka_unit_test_setup(a_remembered_cancel_is_for_its_attempts, server_setup),
+        cmocka_unit_test_setup(a_cancel_by_another_router_is_for_good, server_setup),
         cmocka_unit_test_setup(a_cancelled_request_may_come_again, server_setup),
         cmocka_unit_test_setup(attach_tells_what_is_here, server_setup),
         cmocka_unit_test_setup(a_finished_request_is_not_generated_again, server_setup),

@@ -10,36 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "fake_engine.h"
-#include "fake_router.h"
-
-#define PROMPT_TOKENS 5u /* "hello" */
-
-static struct bench bench;
-static struct router router;
-static const struct wire_attempt first_attempt = {0, 0};
-
-static int setup(void **state)
-{
-    (void)state;
-    fake_engine_reset();
-    bench_setup(&bench);
-    return 0;
-}
-
-static void start(void)
-{
-    assert_int_equal(bench_start(&bench), STATUS_OK);
-    assert_int_equal(bench_wait_state(&bench, WIRE_LIFE_READY, NULL), WIRE_LIFE_READY);
-    router_connect(&router, &bench, 1);
-    router_hello(&router);
-}
-
-static void stop(void)
-{
-    fake_engine_permit(FAKE_PERMITS_ALL);
-    router_close(&router);
-    bench_stop(&bench);
-}
+#include "server_fixture.h"
 
 /* ---- what came of one stream ---- */
 
@@ -124,18 +95,6 @@ static void check_end(const struct received *received, unsigned choices, uint32_
     assert_int_equal(received->done.dropped_messages, 4);
 }
 
-static void expect_error(uint32_t stream, enum wire_error_code code, const char *word, uint32_t retry_after_ms)
-{
-    struct reply reply = {0};
-    router_collect(&router, stream, first_attempt, &reply);
-    if (reply.done || reply.error != code || !strstr(reply.detail, word))
-        fail_msg("not '%s' with '%s', but '%s': %s", wire_error_name(code), word,
-                 reply.done ? "done" : wire_error_name(reply.error), reply.detail);
-    if (retry_after_ms)
-        assert_int_equal(reply.retry_after_ms, retry_after_ms);
-    reply_free(&reply);
-}
-
 /* ---- tests ---- */
 
 static void all_of_sampling_arrives_in_the_engine(void **state)
@@ -210,7 +169,7 @@ static void asking_for_log_probabilities(void **state)
     for (uint8_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         struct engine_request last;
         struct received received = {.stream = i,
-                                    .prompt_tokens = PROMPT_TOKENS,
+                                    .prompt_tokens = SERVER_PROMPT_TOKENS,
                                     .alternatives = cases[i].alternatives,
                                     .logprobs = cases[i].token || cases[i].alternatives};
         router_ask(&router, &(struct ask){.id = (uint8_t)(i + 1),
@@ -221,7 +180,7 @@ static void asking_for_log_probabilities(void **state)
                                                        .prompt_logprobs = cases[i].prompt}});
         collect(&received, 0);
         check_end(&received, 1, 6);
-        assert_int_equal(received.tokens[WIRE_CHOICE_PROMPT], cases[i].prompt ? PROMPT_TOKENS - 1 : 0);
+        assert_int_equal(received.tokens[WIRE_CHOICE_PROMPT], cases[i].prompt ? SERVER_PROMPT_TOKENS - 1 : 0);
         fake_engine_last(&last);
         assert_int_equal(last.alternatives, cases[i].alternatives);
         assert_int_equal(last.logprobs, cases[i].token || cases[i].alternatives);
@@ -235,7 +194,7 @@ static void choices_have_rows_and_ends_of_their_own(void **state)
     (void)state;
     start();
     for (uint8_t choices = 1; choices <= 16; choices++) {
-        struct received received = {.stream = choices, .prompt_tokens = PROMPT_TOKENS};
+        struct received received = {.stream = choices, .prompt_tokens = SERVER_PROMPT_TOKENS};
         router_ask(&router,
                    &(struct ask){.id = choices, .stream = choices, .sampling = {.tokens_max = 20, .choices = choices}});
         collect(&received, 0);
@@ -243,7 +202,7 @@ static void choices_have_rows_and_ends_of_their_own(void **state)
         for (unsigned c = 0; c < choices; c++) {
             char text[2048] = "", word[16];
             for (uint32_t i = 0; i < 20 - c; i++) {
-                snprintf(word, sizeof word, "w%u ", fake_engine_token(PROMPT_TOKENS + c, i));
+                snprintf(word, sizeof word, "w%u ", fake_engine_token(SERVER_PROMPT_TOKENS + c, i));
                 strcat(text, word);
             }
             strcat(text, FAKE_FINISH(c) == ENGINE_FINISH_STOP_STRING ? "~" : "");
@@ -280,7 +239,7 @@ static void a_reconnect_repeats_every_choice(void **state)
     fake_engine_hold();
     fake_engine_permit(4);
     const struct wire_sampling sampling = {.tokens_max = 9, .choices = 3, .logprobs = 2, .prompt_logprobs = true};
-    struct received before = {.stream = 1, .prompt_tokens = PROMPT_TOKENS, .alternatives = 2, .logprobs = true};
+    struct received before = {.stream = 1, .prompt_tokens = SERVER_PROMPT_TOKENS, .alternatives = 2, .logprobs = true};
     struct received after = before;
     router_ask(&router, &(struct ask){.id = 1, .stream = 1, .sampling = sampling});
     collect(&before, 4);
@@ -291,7 +250,7 @@ static void a_reconnect_repeats_every_choice(void **state)
     router_lease(&router, DATA, 0);
     collect(&after, 0);
     check_end(&after, 3, 9);
-    assert_int_equal(after.tokens[WIRE_CHOICE_PROMPT], PROMPT_TOKENS - 1);
+    assert_int_equal(after.tokens[WIRE_CHOICE_PROMPT], SERVER_PROMPT_TOKENS - 1);
     assert_memory_equal(after.text[2], before.text[2], strlen(before.text[2]));
     stop();
 }
@@ -303,8 +262,8 @@ static void a_newer_attempt_gets_every_choice(void **state)
     fake_engine_hold();
     fake_engine_permit(4);
     const struct wire_sampling sampling = {.tokens_max = 9, .choices = 3, .token_logprobs = true};
-    struct received old = {.stream = 1, .prompt_tokens = PROMPT_TOKENS, .logprobs = true};
-    struct received new = {.stream = 2, .prompt_tokens = PROMPT_TOKENS, .logprobs = true, .attempt = {1, 0}};
+    struct received old = {.stream = 1, .prompt_tokens = SERVER_PROMPT_TOKENS, .logprobs = true};
+    struct received new = {.stream = 2, .prompt_tokens = SERVER_PROMPT_TOKENS, .logprobs = true, .attempt = {1, 0}};
     router_ask(&router, &(struct ask){.id = 1, .stream = 1, .sampling = sampling});
     collect(&old, 4);
     router_ask(&router, &(struct ask){.id = 1, .stream = 2, .attempt = new.attempt, .sampling = sampling});
@@ -320,13 +279,13 @@ static void the_engines_wait_hint_is_passed_on(void **state)
     start();
     fake_engine_refuse_next(STATUS_AGAIN, 777);
     router_ask(&router, &(struct ask){.id = 1, .stream = 1});
-    expect_error(1, WIRE_ERROR_OVER_CAPACITY, "as the test asked", 777);
+    expect_error_after(&router, 1, WIRE_ERROR_OVER_CAPACITY, "as the test asked", 777);
     fake_engine_refuse_next(STATUS_INVALID, 777);
     router_ask(&router, &(struct ask){.id = 2, .stream = 2});
-    expect_error(2, WIRE_ERROR_INVALID, "as the test asked", 0);
+    expect_error(&router, 2, WIRE_ERROR_INVALID, "as the test asked");
     fake_engine_refuse_next(STATUS_LIMIT, 0);
     router_ask(&router, &(struct ask){.id = 3, .stream = 3});
-    expect_error(3, WIRE_ERROR_TOO_LARGE, "as the test asked", 0);
+    expect_error(&router, 3, WIRE_ERROR_TOO_LARGE, "as the test asked");
     stop();
 }
 
@@ -339,17 +298,17 @@ static void replies_have_a_bound(void **state)
     fake_engine_hold();
     router_ask(&router,
                &(struct ask){.id = 1, .stream = 1, .sampling = {.tokens_max = 101, .choices = 16, .logprobs = 20}});
-    expect_error(1, WIRE_ERROR_TOO_LARGE, "fewer choices", 0);
+    expect_error(&router, 1, WIRE_ERROR_TOO_LARGE, "fewer choices");
     router_ask(&router,
                &(struct ask){.id = 2, .stream = 2, .sampling = {.tokens_max = 100, .choices = 16, .logprobs = 20}});
     assert_true(bench_wait_streams(&bench, 1));
     router_ask(&router, &(struct ask){.id = 3, .stream = 3, .sampling = {.tokens_max = 1}});
-    expect_error(3, WIRE_ERROR_OVER_CAPACITY, "no memory is left", 0);
+    expect_error(&router, 3, WIRE_ERROR_OVER_CAPACITY, "no memory is left");
     router_cancel(&router, 2, "acme");
-    expect_error(2, WIRE_ERROR_CANCELLED, "", 0);
+    expect_error(&router, 2, WIRE_ERROR_CANCELLED, "");
     for (uint8_t i = 4; i < 8; i++) { /* each sets aside half of it, and keeps little of that when it has ended */
         fake_engine_permit(2);
-        struct received received = {.stream = i, .prompt_tokens = PROMPT_TOKENS};
+        struct received received = {.stream = i, .prompt_tokens = SERVER_PROMPT_TOKENS};
         router_ask(&router, &(struct ask){.id = i, .stream = i, .sampling = {.tokens_max = 3700}});
         collect(&received, 2);
         router_cancel(&router, i, "acme");
@@ -371,22 +330,22 @@ static void a_body_has_a_size(void **state)
     assert_int_equal(zmq_send(router.sockets[DATA], data, size, 0), size);
     free(data);
     free(head_data);
-    expect_error(1, WIRE_ERROR_INVALID, "the head says 0 bytes of body", 0);
+    expect_error(&router, 1, WIRE_ERROR_INVALID, "the head says 0 bytes of body");
     stop();
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup(all_of_sampling_arrives_in_the_engine, setup),
-        cmocka_unit_test_setup(asking_for_log_probabilities, setup),
-        cmocka_unit_test_setup(choices_have_rows_and_ends_of_their_own, setup),
-        cmocka_unit_test_setup(the_log_probabilities_of_a_long_prompt_are_split, setup),
-        cmocka_unit_test_setup(a_reconnect_repeats_every_choice, setup),
-        cmocka_unit_test_setup(a_newer_attempt_gets_every_choice, setup),
-        cmocka_unit_test_setup(the_engines_wait_hint_is_passed_on, setup),
-        cmocka_unit_test_setup(replies_have_a_bound, setup),
-        cmocka_unit_test_setup(a_body_has_a_size, setup),
+        cmocka_unit_test_setup(all_of_sampling_arrives_in_the_engine, server_setup),
+        cmocka_unit_test_setup(asking_for_log_probabilities, server_setup),
+        cmocka_unit_test_setup(choices_have_rows_and_ends_of_their_own, server_setup),
+        cmocka_unit_test_setup(the_log_probabilities_of_a_long_prompt_are_split, server_setup),
+        cmocka_unit_test_setup(a_reconnect_repeats_every_choice, server_setup),
+        cmocka_unit_test_setup(a_newer_attempt_gets_every_choice, server_setup),
+        cmocka_unit_test_setup(the_engines_wait_hint_is_passed_on, server_setup),
+        cmocka_unit_test_setup(replies_have_a_bound, server_setup),
+        cmocka_unit_test_setup(a_body_has_a_size, server_setup),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return server_run(tests, sizeof tests / sizeof *tests);
 }

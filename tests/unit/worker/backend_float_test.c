@@ -3,7 +3,6 @@
 #include <math.h>
 #include <time.h>
 #include "backend_fixture.h"
-#include "common/hash.h"
 #include "kernels/kernels.h"
 #include "unit.h"
 #include "worker/engine/backend/backend_float.h"
@@ -226,12 +225,6 @@ static void infinities_are_an_error_of_their_run(void **state)
     model_destroy(&model);
 }
 
-static int setup(void **state)
-{
-    (void)state;
-    return hash_setup() == STATUS_OK ? 0 : -1;
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -242,5 +235,5 @@ int main(void)
         cmocka_unit_test(prefixes_and_missing_pages_do_not_show),
         cmocka_unit_test(infinities_are_an_error_of_their_run),
     };
-    return cmocka_run_group_tests_name("backend_float", tests, setup, NULL);
+    return unit_run(tests, NULL, NULL);
 }

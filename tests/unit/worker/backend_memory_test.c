@@ -3,7 +3,6 @@
 #include <stdatomic.h>
 #include <time.h>
 #include "backend_fixture.h"
-#include "common/hash.h"
 #include "unit.h"
 #include "worker/engine/backend/host_memory.h"
 #include "worker/engine/backend/thread_pool.h"
@@ -151,12 +150,6 @@ static void copies_end_in_order(void **state)
     model_destroy(&model);
 }
 
-static int setup(void **state)
-{
-    (void)state;
-    return hash_setup() == STATUS_OK ? 0 : -1;
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -165,5 +158,5 @@ int main(void)
         cmocka_unit_test(arenas_are_zeroed_and_aligned),
         cmocka_unit_test(copies_end_in_order),
     };
-    return cmocka_run_group_tests_name("backend_memory", tests, setup, NULL);
+    return unit_run(tests, NULL, NULL);
 }

@@ -622,12 +622,6 @@ static void logits_have_the_committed_digest(void **state)
     fclose(file);
 }
 
-static int setup(void **state)
-{
-    (void)state;
-    return hash_setup() == STATUS_OK ? 0 : -1;
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -645,5 +639,5 @@ int main(void)
         cmocka_unit_test(float_environment_does_not_matter),
         cmocka_unit_test(logits_have_the_committed_digest),
     };
-    return cmocka_run_group_tests_name("backend", tests, setup, NULL);
+    return unit_run(tests, NULL, NULL);
 }

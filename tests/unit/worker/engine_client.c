@@ -66,6 +66,14 @@ void client_free(struct client *client)
     client->count = 0;
 }
 
+void client_converse(struct engine_request *request, unsigned number)
+{
+    assert_true(number < CLIENT_CONVERSATIONS);
+    request->tell_fate = true;
+    memset(request->conversation, 0, sizeof request->conversation);
+    request->conversation[0] = (uint8_t)number;
+}
+
 enum status client_submit(struct client *client, struct engine_request *request, struct client_job **out)
 {
     request->job = client->last_job + 1;
@@ -86,7 +94,7 @@ enum status client_submit(struct client *client, struct engine_request *request,
     job->prompt_logprobs = request->prompt_logprobs;
     job->alternatives = request->logprobs || request->prompt_logprobs ? request->alternatives : 0;
     job->resumed = request->resume_counts != NULL;
-    job->tell_fate = request->tell_fate;
+    job->fate = request->tell_fate ? &client->fates[request->conversation[0]] : NULL;
     for (unsigned i = 0; request->resume_counts != NULL && i < job->choices; i++)
         job->replies[i].resumed = request->resume_counts[i];
     for (unsigned i = 0; i < request->stop_count && i < 16; i++)
@@ -186,26 +194,37 @@ static void take_end(struct client *client, struct client_job *job, const struct
     assert_int_equal(event->reply_tokens, released);
     assert_true(event->cached_tokens < event->prompt_tokens + resumed);
     assert_true(job->prompt_seen == job->prompt_logprobs);
+    if (job->fate != NULL) {
+        job->fate->kept = true;
+        job->fate->host = false;
+    }
 }
 
-static void take_fate(struct client_job *job, enum engine_event_kind kind)
+/* Each event is news. */
+static void take_fate(struct client *client, const struct engine_event *event)
 {
-    assert_true(job->tell_fate && job->ended && !job->evicted);
-    if (kind == ENGINE_DEMOTED)
-        job->demoted = true;
-    else
-        job->evicted = true;
+    struct client_fate *fate = &client->fates[event->conversation[0]];
+    assert_int_equal(event->job, 0);
+    assert_true(fate->kept);
+    if (event->kind == ENGINE_EVICTED) {
+        fate->kept = false;
+        fate->evicted++;
+        return;
+    }
+    assert_int_equal(fate->host, event->kind == ENGINE_PROMOTED);
+    fate->host = event->kind == ENGINE_DEMOTED;
+    *(fate->host ? &fate->demoted : &fate->promoted) += 1;
 }
 
 static void on_event(void *user, const struct engine_event *event)
 {
     struct client *client = user;
-    struct client_job *job = find(client, event->job);
-    assert_non_null(job);
-    if (event->kind == ENGINE_DEMOTED || event->kind == ENGINE_EVICTED) {
-        take_fate(job, event->kind);
+    if (event->kind >= ENGINE_DEMOTED) {
+        take_fate(client, event);
         return;
     }
+    struct client_job *job = find(client, event->job);
+    assert_non_null(job);
     assert_false(job->ended);
     assert_true(job->started || event->kind == ENGINE_STARTED || event->kind == ENGINE_FAILED || job->resumed);
     if (event->kind == ENGINE_STARTED) {

@@ -33,6 +33,11 @@ struct client_reply {                /* of one choice; everything owned. Of a re
     bool over;                       /* nothing more may come */
 };
 
+struct client_fate {                 /* what the engine says of a conversation's KV */
+    bool kept, host;                 /* now: since its last ENGINE_DONE it was not said to be gone; it is in the host tier */
+    unsigned demoted, promoted, evicted;
+};
+
 struct client_job {                  /* owned by the client; stays where it is until client_reset */
     uint64_t job;
     uint32_t choices, alternatives;
@@ -41,7 +46,7 @@ struct client_job {                  /* owned by the client; stays where it is u
     struct client_reply prompt;      /* ids from the second on and their log probabilities, of ENGINE_PROMPT */
     bool resumed;                    /* it may end without being computed */
     bool prompt_seen, started, ended;
-    bool tell_fate, demoted, evicted;    /* what became of its KV, if it asked */
+    struct client_fate *fate;        /* ref: of its conversation; NULL: it does not ask */
     struct engine_event end;         /* detail points to `detail` */
     char detail[512];
     unsigned end_order;              /* 1: the first job that ended */
@@ -49,12 +54,15 @@ struct client_job {                  /* owned by the client; stays where it is u
     unsigned stop_count;
 };
 
+enum { CLIENT_CONVERSATIONS = 64 };
+
 struct client {
     struct engine *engine;           /* ref */
     struct client_job **jobs;        /* owned, (count), in the order of their numbers */
     unsigned count, ended, capacity;
     uint64_t first_job, last_job;
     uint64_t steps;
+    struct client_fate fates[CLIENT_CONVERSATIONS];
     bool check;                      /* engine_check after every step */
     bool digest_logits;              /* default true */
     void (*on_event)(struct client *client, const struct engine_event *event);   /* NULL allowed */
@@ -64,6 +72,8 @@ void client_setup(struct client *client, struct engine *engine);   /* observes t
 void client_free(struct client *client);
 void client_reset(struct client *client);          /* forgets the jobs; all must have ended */
 
+/* Makes it a turn of conversation `number` (below CLIENT_CONVERSATIONS) and asks for its fate. */
+void client_converse(struct engine_request *request, unsigned number);
 /* Fills request->job. On STATUS_OK *job is where its events go. */
 enum status client_submit(struct client *client, struct engine_request *request, struct client_job **job);
 bool client_step(struct client *client);

@@ -1,7 +1,6 @@
 /* A model's known answer: written, checked, refused when a bit differs; that of the model in the tree holds. */
 #include <unistd.h>
 #include "backend_fixture.h"
-#include "common/hash.h"
 #include "unit.h"
 #include "worker/engine/model/known_answer.h"
 
@@ -52,17 +51,11 @@ static void answers_are_written_and_compared(void **state)
     random_model_remove(dir);
 }
 
-static int setup(void **state)
-{
-    (void)state;
-    return hash_setup() == STATUS_OK ? 0 : -1;
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(folio_gives_its_answer),
         cmocka_unit_test(answers_are_written_and_compared),
     };
-    return cmocka_run_group_tests_name("known_answer", tests, setup, NULL);
+    return unit_run(tests, NULL, NULL);
 }

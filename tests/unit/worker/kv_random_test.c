@@ -1,5 +1,5 @@
 /* Users at random against the cache: turns, edits, retries, branches, cancels, preemption, in memories that are too small. What is
- * compared is in kv_world.h. */
+ * compared is in kv_world.h; and what was kept under a name can be resumed to its end until it is said to be gone. */
 #include "tests/unit/worker/kv_world.h"
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -7,7 +7,12 @@ enum { OPERATIONS = 100000 };
 #else
 enum { OPERATIONS = 1000000 };
 #endif
-enum { TALKS = 10, REQUESTS_MAX = 8, REPLY = 96 };
+enum { TALKS = 10, REQUESTS_MAX = 8, REPLY = 96, NAMES = 12 };
+
+struct promise {                                 /* of a name */
+    struct world_request path;                   /* what was kept under it last, and a token more */
+    bool kept, host;
+};
 
 struct crowd {
     struct world world;
@@ -16,6 +21,8 @@ struct crowd {
     struct world_request requests[REQUESTS_MAX];
     int talk_of[REQUESTS_MAX];
     bool suspended[REQUESTS_MAX];
+    struct promise promises[NAMES];
+    uint64_t gone, went, came;                   /* fates told */
     uint64_t operations, opened, again, matched, suspends, resumed_whole, resumed_short, forced;
 };
 
@@ -70,6 +77,52 @@ static void change_talk(struct crowd *crowd, struct world_request *talk)
     } else if (what > 7) {
         say_more(crowd, talk);
     } /* else the same again */
+}
+
+static void on_fate(void *user, const uint8_t *label, enum kv_fate fate)
+{
+    struct crowd *crowd = user;
+    struct promise *promise = &crowd->promises[label[0]];
+    assert_true(promise->kept);
+    promise->kept = fate != KV_FATE_GONE;
+    if (fate != KV_FATE_GONE)
+        assert_int_equal(promise->host, fate == KV_FATE_DEVICE);
+    promise->host = fate == KV_FATE_HOST;
+    *(fate == KV_FATE_GONE ? &crowd->gone : fate == KV_FATE_HOST ? &crowd->went : &crowd->came) += 1;
+}
+
+static void check_promises(const struct crowd *crowd)
+{
+    for (int n = 0; n < NAMES; n++) {
+        const struct world_request *path = &crowd->promises[n].path;
+        const uint8_t name[KV_CACHE_LABEL_BYTES] = {(uint8_t)n};
+        assert_int_equal(kv_cache_labelled(crowd->world.cache, name), crowd->promises[n].kept);
+        if (crowd->promises[n].kept && path->count <= crowd->world.shape.context)
+            assert_int_equal(world_match(&crowd->world, path, path->count - 1), path->count - 1);
+    }
+}
+
+/* As an engine does: under a name if it is somebody's turn and ended well. */
+static void keep_path(struct crowd *crowd, struct world_request *request)
+{
+    const uint32_t n = drawn(crowd, NAMES + NAMES / 2), tokens = kv_sequence_tokens(request->sequence);
+    const uint8_t name[KV_CACHE_LABEL_BYTES] = {(uint8_t)n};
+    struct promise promise = {.path = *request, .kept = true};
+    promise.path.count = promise.path.total = tokens + 1;
+    if (tokens < WORLD_TOKENS)
+        promise.path.ids[tokens] = 5000;
+    if (n < NAMES) {
+        request->label = name;
+        crowd->promises[n].kept = true;
+        crowd->promises[n].host = false;
+    }
+    world_keep(&crowd->world, request);
+    request->label = NULL;
+    if (n >= NAMES)
+        return;
+    promise.kept = kv_cache_labelled(crowd->world.cache, name); /* not if there was nothing to keep */
+    promise.host = crowd->promises[n].host;
+    crowd->promises[n] = promise;
 }
 
 static int some_request(struct crowd *crowd, bool open)
@@ -151,7 +204,7 @@ static void end(struct crowd *crowd, int r, bool keep)
         kv_cache_drop(crowd->world.cache, &request->sequence);
         return;
     }
-    world_keep(&crowd->world, request);
+    keep_path(crowd, request);
     if (tokens <= request->count || drawn(crowd, 8) == 0)
         return;
     *talk = *request; /* the user reads the reply */
@@ -242,16 +295,22 @@ static void run(const struct world_shape *shape, uint64_t operations)
     static struct crowd crowd;
     struct kv_cache_counts counts;
     memset(&crowd, 0, sizeof crowd);
-    world_create(&crowd.world, shape);
+    struct world_shape asking = *shape;
+    asking.on_fate = on_fate;
+    asking.fate_user = &crowd;
+    world_create(&crowd.world, &asking);
     crowd.rng = test_seed(shape->device_bytes * 31 + shape->host_bytes + shape->window + shape->hash_mask);
     for (int t = 0; t < TALKS; t++)
         start_over(&crowd, &crowd.talks[t]);
     for (crowd.operations = 0; crowd.operations < operations; crowd.operations++) {
         operate(&crowd);
-        if (crowd.operations % 97 == 0)
+        if (crowd.operations % 97 == 0) {
             world_check(&crowd.world);
+            check_promises(&crowd);
+        }
     }
     kv_cache_counts(crowd.world.cache, &counts);
+    assert_true(crowd.gone > 0 && (shape->host_bytes == 0 || shape->tight || (crowd.went > 0 && crowd.came > 0)));
     for (int r = 0; r < REQUESTS_MAX; r++)
         if (crowd.requests[r].sequence != NULL)
             end(&crowd, r, r % 2 == 0);

@@ -19,6 +19,8 @@ static struct kv_cache_config config_of(const struct world *world)
         .chunk_tokens_max = shape->chunk,
         .rewind_tokens = shape->rewind,
         .snapshots_max = shape->snapshots,
+        .on_fate = shape->on_fate,
+        .fate_user = shape->fate_user,
         .hash_mask = shape->hash_mask,
     };
 }
@@ -196,7 +198,7 @@ enum status world_compute(struct world *world, struct world_request *request, ui
 
 void world_keep(struct world *world, struct world_request *request)
 {
-    (void)kv_cache_keep(world->cache, &request->sequence, request->count, 0);
+    kv_cache_keep(world->cache, &request->sequence, request->count, request->label);
     assert_null(request->sequence);
 }
 

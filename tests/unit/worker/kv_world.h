@@ -13,6 +13,8 @@ struct world_shape {
     bool global, local;
     uint32_t window, sinks, rewind, snapshots, context, chunk, open_max, late;
     uint64_t device_bytes, host_bytes, hash_mask;   /* device_bytes 0: the least that is accepted */
+    kv_fate_fn *on_fate;                /* NULL: nobody asks */
+    void *fate_user;
     bool tight;                         /* no tier holds a second sequence: what was matched may have to give way */
 };
 
@@ -27,6 +29,7 @@ struct world_request {                  /* a prompt, and the reply that follows 
     uint8_t root[KV_CACHE_ROOT_BYTES];
     uint32_t ids[WORLD_TOKENS], ends[WORLD_TOKENS];
     uint32_t count, end_count, total;   /* tokens of the prompt; and with the reply */
+    const uint8_t *label;               /* of the kept path; NULL: none */
     struct kv_sequence *sequence;
 };
 

@@ -2,4 +2,5 @@ roost_unit_test(NAME utf8_stream_test SOURCES utf8_stream_test.c LIBRARIES roost
 roost_unit_test(NAME stop_stream_test SOURCES stop_stream_test.c LIBRARIES roost_text LABELS unit seeded)
 roost_unit_test(NAME tokenizer_test SOURCES tokenizer_test.c LIBRARIES roost_text LABELS unit seeded)
 roost_unit_test(NAME prompt_test SOURCES prompt_test.c LIBRARIES roost_text LABELS unit seeded)
-roost_unit_test(NAME sampler_test SOURCES sampler_test.c LIBRARIES roost_text m LABELS unit seeded)
+roost_unit_test(NAME sampler_test SOURCES sampler_test.c sampler_picks.c LIBRARIES roost_text m LABELS unit seeded)
+roost_unit_test(NAME sampler_filter_test SOURCES sampler_filter_test.c sampler_picks.c LIBRARIES roost_text m LABELS unit seeded)

@@ -1,24 +1,9 @@
-/* unit.h - what every test of this folder includes: cmocka in its required order, and a small generator. */
+/* unit.h - what every test of this folder includes: the common beginning, and a small generator. */
 #ifndef ROOST_TESTS_WORKER_UNIT_H
 #define ROOST_TESTS_WORKER_UNIT_H
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stdbool.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <cmocka.h>
-#include "common/status.h"
 #include "tests/unit/seed.h"
-
-#define assert_ok(call)                                                                                                \
-    do {                                                                                                               \
-        enum status assert_ok_ = (call);                                                                               \
-        if (assert_ok_ != STATUS_OK)                                                                                   \
-            fail_msg("%s: %s: %s", #call, status_name(assert_ok_), status_detail());                                   \
-    } while (0)
+#include "tests/unit/unit.h"
 
 static inline uint64_t rng_next(uint64_t *state) /* splitmix64 */
 {

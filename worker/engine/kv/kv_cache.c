@@ -117,6 +117,8 @@ static enum status create_tables(struct kv_cache *cache)
         return STATUS_FAIL(STATUS_LIMIT, "%llu nodes are too many for a KV cache", (unsigned long long)nodes);
     TRY(kv_tree_create(&cache->tree, (uint32_t)nodes, config->hash_mask != 0 ? config->hash_mask : UINT64_MAX, kv_has_group(cache, 1)));
     cache->record_capacity = (uint32_t)nodes;
+    cache->label_capacity = nodes < KV_CACHE_LABELS_MAX ? (uint32_t)nodes : KV_CACHE_LABELS_MAX;
+    TRY(recent_create(cache->label_capacity, sizeof(struct kv_label), &cache->labels));
     cache->transfer_capacity = (uint32_t)transfers;
     cache->records = calloc(nodes + 1, sizeof *cache->records);
     cache->transfers = calloc(transfers, sizeof *cache->transfers);
@@ -158,6 +160,7 @@ void kv_cache_destroy(struct kv_cache **pointer)
     struct kv_cache *cache = *pointer;
     if (cache == NULL)
         return;
+    cache->config.on_fate = NULL;
     if (cache->transfers != NULL)
         kv_pages_land_all(cache);
     for (uint32_t s = 0; cache->sequences != NULL && s < cache->config.open_max; s++) {
@@ -165,6 +168,7 @@ void kv_cache_destroy(struct kv_cache **pointer)
         if (sequence != NULL)
             kv_cache_drop(cache, &sequence);
     }
+    recent_destroy(&cache->labels);
     free(cache->sequences);
     free(cache->transfers);
     free(cache->records);
@@ -180,10 +184,8 @@ void kv_cache_destroy(struct kv_cache **pointer)
 void kv_cache_forget(struct kv_cache *cache)
 {
     for (uint32_t l = 0; l < KV_RECORD_LISTS; l++)
-        while (cache->lists[l].oldest != 0) {
-            kv_record_tell(cache, cache->lists[l].oldest, KV_FATE_GONE);
-            kv_record_drop(cache, cache->lists[l].oldest);
-        }
+        while (cache->lists[l].oldest != 0)
+            kv_record_evict(cache, cache->lists[l].oldest);
 }
 
 /* ---- counts ---- */

@@ -21,7 +21,7 @@
  *
  * Nodes that no kept path or open sequence passes are freed. Keeping a path that exists heals it: missing local pages of whole blocks
  * are attached, present ones are never duplicated. A kept path that is a beginning of one kept later is absorbed by it: its claims go.
- * (Unless it ended inside a block of a third path: that end stays until it is evicted, for finding it would mean a search among all
+ * (Unless it has a label, and the longer one another or none: they may go on apart. Or it ended inside a block of a third path: that end stays until it is evicted, for finding it would mean a search among all
  * siblings.) One that is kept after a longer one is a leaf of its own in the middle of that path.
  *
  * Two tiers: device (pages that compute) and host. A node's page is on one of them, on both while it is copied. When the device is
@@ -45,7 +45,8 @@
  *   4. all tokens of a node were compared before it was shared; a child's position follows its parent's; a root's tree is its own;
  *   5. local pages in the device tier for an open sequence: at most W + R + chunk, rounded up to pages, plus resume points and sinks;
  *   6. what open sequences need to compute (all of group 0, the window of group 1) is never evicted;
- *   7. node memory: KV_NODE_BYTES a node (kv_tree.h); nodes are at most pages of group 0, both tiers (without a group 0: twice the pages
+ *   7. a label is on one record, a record has one at most, and what was told last is HOST exactly if no page of its end is on the device;
+ *   8. node memory: KV_NODE_BYTES a node (kv_tree.h); nodes are at most pages of group 0, both tiers (without a group 0: twice the pages
  *      of group 1 and the blocks of open sequences), and a root a tenant with nodes. */
 #ifndef ROOST_WORKER_ENGINE_KV_CACHE_H
 #define ROOST_WORKER_ENGINE_KV_CACHE_H
@@ -63,9 +64,12 @@ struct kv_sequence;                  /* opaque; an open sequence */
 /* What became of a kept path that has a label (kv_cache_keep). */
 enum kv_fate {
     KV_FATE_HOST,                    /* its end left the device: the next turn waits for it to come back */
-    KV_FATE_GONE,                    /* evicted: what is left of it others keep */
+    KV_FATE_DEVICE,                  /* and is there again, or on its way */
+    KV_FATE_GONE,                    /* evicted: what is left of it others keep. The label is forgotten */
 };
-typedef void kv_fate_fn(void *user, uint64_t label, enum kv_fate fate);     /* inside a call; must not call the cache */
+#define KV_CACHE_LABEL_BYTES 16      /* random, or a hash */
+#define KV_CACHE_LABELS_MAX  65536u  /* 48 bytes each and 8 of buckets: 3.7 MB; at most one a record. Over it the one kept longest ago is GONE */
+typedef void kv_fate_fn(void *user, const uint8_t *label, enum kv_fate fate);   /* inside a call; must not call the cache */
 
 struct kv_group_config {
     size_t page_bytes;               /* of backend_ops.page_bytes; 0: the group is absent. At least one group is there */
@@ -143,10 +147,10 @@ void kv_cache_suspend(struct kv_cache *cache, struct kv_sequence *sequence);
 enum status kv_cache_resume(struct kv_cache *cache, struct kv_sequence *sequence);
 
 /* Ends a sequence: keeps what it counts as a leaf, or drops what nobody else has. prompt_tokens: where the prompt ended, a resume point
- * (0: none). *sequence becomes NULL. label (0: none) goes with the path: its fate is told as on_fate, until it is absorbed by a longer path
- * or kv_cache_unlabel. Returns the path's number for that; 0: nothing was kept. */
-uint32_t kv_cache_keep(struct kv_cache *cache, struct kv_sequence **sequence, uint32_t prompt_tokens, uint64_t label);
-void kv_cache_unlabel(struct kv_cache *cache, uint32_t path, uint64_t label);      /* another path bears it now; nothing if it does not */
+ * (0: none). *sequence becomes NULL. label (NULL: none; KV_CACHE_LABEL_BYTES) names the path from now on, and no other: its fate is told as
+ * on_fate. */
+void kv_cache_keep(struct kv_cache *cache, struct kv_sequence **sequence, uint32_t prompt_tokens, const uint8_t *label);
+bool kv_cache_labelled(const struct kv_cache *cache, const uint8_t *label);        /* some path has it */
 void kv_cache_drop(struct kv_cache *cache, struct kv_sequence **sequence);
 
 void kv_cache_forget(struct kv_cache *cache);        /* drops everything that is not open */

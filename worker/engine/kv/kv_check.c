@@ -78,9 +78,20 @@ static enum status check_record_lists(const struct kv_cache *cache, uint64_t *li
     return STATUS_OK;
 }
 
+static enum status check_label(const struct kv_cache *cache, uint32_t record)
+{
+    const struct kv_label *label = cache->records[record].label;
+    const struct kv_node *node = kv_node(cache, cache->records[record].node);
+    if (label->record != record || recent_peek(cache->labels, recent_key(cache->labels, label)) != label)
+        return BROKEN(7, "a label that nobody knows");
+    if (label->host != (node->page[DEVICE][0] == 0 && node->page[DEVICE][1] == 0))
+        return BROKEN(7, "a label says another tier");
+    return STATUS_OK;
+}
+
 static enum status tally_records(const struct kv_cache *cache, struct tally *tallies)
 {
-    uint64_t listed = 0, pinned = 0, snapshots = 0;
+    uint64_t listed = 0, pinned = 0, snapshots = 0, labels = 0;
     for (uint32_t r = 1; r <= cache->record_touched; r++) {
         const struct kv_record *record = &cache->records[r];
         if (record->node == 0)
@@ -91,6 +102,9 @@ static enum status tally_records(const struct kv_cache *cache, struct tally *tal
         if (kv_blocks(record->tokens) != kv_node(cache, record->node)->block + 1 ||
             record->tokens > kv_node(cache, record->node)->block * KV_BLOCK + kv_node(cache, record->node)->count)
             return BROKEN(4, "a record ends outside its node");
+        if (record->label != NULL)
+            TRY(check_label(cache, r));
+        labels += record->label != NULL;
         for (uint32_t s = 0; s < KV_SNAPSHOTS_MAX; s++)
             snapshots += record->points.snapshots[s] != 0;
         for (uint32_t at = record->node; kv_has_group(cache, 1) && kv_node(cache, at)->parent != 0; at = kv_node(cache, at)->parent)
@@ -99,6 +113,8 @@ static enum status tally_records(const struct kv_cache *cache, struct tally *tal
     TRY(check_record_lists(cache, &listed));
     if (listed + pinned != cache->record_count || snapshots != cache->snapshots)
         return BROKEN(2, "the number of records");
+    if (labels != recent_count(cache->labels))
+        return BROKEN(7, "a label without a path");
     return STATUS_OK;
 }
 
@@ -266,7 +282,7 @@ enum status kv_cache_check(const struct kv_cache *cache)
     TRY_GOTO(tally_tails(cache, pages, held), st, done);
     TRY_GOTO(check_totals(cache, pages, held, soon), st, done);
     if (kv_has_group(cache, 0) && cache->tree.node_count > (uint64_t)cache->arenas[DEVICE].used[0] + cache->arenas[HOST].used[0])
-        st = BROKEN(7, "more nodes than pages");
+        st = BROKEN(8, "more nodes than pages");
 done:
     free(tallies);
     return st;

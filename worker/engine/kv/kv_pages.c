@@ -90,9 +90,7 @@ static void land(struct kv_cache *cache)
     node->leaving &= (uint8_t)~bit;
     if (transfer.out) {
         node->copy_out &= (uint8_t)~bit;
-        if (goes == DEVICE && node->page[DEVICE][0] == 0 && node->page[DEVICE][1] == 0)
-            for (uint32_t record = node->records; record != 0; record = cache->records[record].next)
-                kv_record_tell(cache, record, KV_FATE_HOST);
+        kv_label_settle(cache, node);
     } else {
         node->copy_in &= (uint8_t)~bit;
         cache->promoted++;
@@ -224,6 +222,7 @@ void kv_node_drop_page(struct kv_cache *cache, uint32_t at, uint32_t group)
                 kv_arena_give(&cache->arenas[tier], node->page[tier][group]);
     }
     node->page[DEVICE][group] = node->page[HOST][group] = 0;
+    kv_label_settle(cache, node);
     if (group == 1)
         kv_tree_set_live(&cache->tree, at, false);
     candidate_update(cache, at, false); /* a copy to the device may have kept it from leaving */
@@ -240,6 +239,7 @@ void kv_node_attach(struct kv_cache *cache, uint32_t at, uint32_t group, uint32_
     node->page[DEVICE][group] = page;
     cache->arenas[DEVICE].owners[page - 1] = at;
     held_add(cache, node, group, 1);
+    kv_label_settle(cache, node);
     if (group == 1)
         kv_tree_set_live(&cache->tree, at, true);
 }
@@ -297,6 +297,7 @@ void kv_node_fetch(struct kv_cache *cache, uint32_t at, uint32_t group)
     const uint32_t to = take(cache, DEVICE, group, at);
     node->page[DEVICE][group] = to;
     node->copy_in |= bit;
+    kv_label_settle(cache, node);
     held_add(cache, node, group, 1);
     candidate_update(cache, at, false);
     transfer_start(cache, group, false, node->page[HOST][group], to);

@@ -159,19 +159,13 @@ static uint32_t record_take(struct kv_cache *cache)
     return at;
 }
 
-void kv_record_tell(struct kv_cache *cache, uint32_t at, enum kv_fate fate)
-{
-    const uint64_t label = cache->records[at].label;
-    if (label != 0 && cache->config.on_fate != NULL)
-        cache->config.on_fate(cache->config.fate_user, label, fate);
-}
-
 void kv_record_drop(struct kv_cache *cache, uint32_t at)
 {
     struct kv_record *record = &cache->records[at];
     const uint32_t end = record->node;
     const struct kv_points points = record->points;
     const uint32_t from = kv_record_claim_from(cache, record);
+    assert(record->label == NULL);
     list_remove(cache, at);
     uint32_t *link = &kv_node(cache, end)->records;
     while (*link != at)
@@ -185,13 +179,21 @@ void kv_record_drop(struct kv_cache *cache, uint32_t at)
     kv_node_release(cache, end);
 }
 
-/* Drops the records of a node that end within the first `tokens` tokens of a path; not those of suspended sequences. */
+void kv_record_evict(struct kv_cache *cache, uint32_t at)
+{
+    kv_label_lose(cache, cache->records[at].label);
+    kv_record_drop(cache, at);
+}
+
+/* Drops the records of a node that end within the first `tokens` tokens of a path; not those of suspended sequences, nor what has a name:
+ * its end is promised to somebody. */
 static void absorb_ends(struct kv_cache *cache, uint32_t node, uint32_t tokens, uint32_t except)
 {
     uint32_t next;
     for (uint32_t at = kv_node(cache, node)->records; at != 0; at = next) {
         next = cache->records[at].next;
-        if (at != except && cache->records[at].tokens <= tokens && cache->records[at].state != KV_RECORD_PINNED)
+        if (at != except && cache->records[at].tokens <= tokens && cache->records[at].state != KV_RECORD_PINNED &&
+            cache->records[at].label == NULL)
             kv_record_drop(cache, at);
     }
 }
@@ -271,8 +273,7 @@ bool kv_evict_step(struct kv_cache *cache)
     } else if (rewind > all / 2) {
         strip_rewind(cache, lists[KV_RECORD_NO_SNAPSHOTS].oldest);
     } else {
-        kv_record_tell(cache, lists[KV_RECORD_BARE].oldest, KV_FATE_GONE);
-        kv_record_drop(cache, lists[KV_RECORD_BARE].oldest);
+        kv_record_evict(cache, lists[KV_RECORD_BARE].oldest);
         cache->evicted_leaves++;
     }
     return true;

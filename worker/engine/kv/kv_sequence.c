@@ -673,34 +673,31 @@ void kv_cache_drop(struct kv_cache *cache, struct kv_sequence **pointer)
     sequence_end(cache, pointer);
 }
 
-uint32_t kv_cache_keep(struct kv_cache *cache, struct kv_sequence **pointer, uint32_t prompt_tokens, uint64_t label)
+void kv_cache_keep(struct kv_cache *cache, struct kv_sequence **pointer, uint32_t prompt_tokens, const uint8_t *label)
 {
     struct kv_sequence *sequence = *pointer;
     uint32_t record = 0;
     if (sequence == NULL)
-        return 0;
+        return;
+    struct kv_label *before = kv_label_take_off(cache, label);
     if (sequence->suspended) {
         record = sequence->record;
         if (record != 0)
             kv_record_unpin(cache, record);
     } else if (sequence->tokens == 0) {
+        kv_label_lose(cache, before);
         kv_cache_drop(cache, pointer);
-        return 0;
+        return;
     } else {
         const uint32_t end = close_path(sequence);
         record = record_path(sequence, prompt_tokens, false, false);
         release_all(sequence, end);
     }
-    if (record != 0)
-        cache->records[record].label = label;
+    if (label != NULL && record != 0)
+        kv_label_put(cache, record, label);
+    else
+        kv_label_lose(cache, before);
     sequence_end(cache, pointer);
-    return record;
-}
-
-void kv_cache_unlabel(struct kv_cache *cache, uint32_t path, uint64_t label)
-{
-    if (path != 0 && cache->records[path].label == label)
-        cache->records[path].label = 0;
 }
 
 /* ---- preemption ---- */

@@ -2,6 +2,7 @@
  *
  *   kv_cache.c      create, counts, room and need, the formula
  *   kv_sequence.c   match, open, branch, reserve, append, suspend, resume, keep, drop
+ *   kv_label.c      names of kept paths, and what is told of them
  *   kv_retention.c  claims on local pages, resume points, records (the kept ends of paths), the order of eviction
  *   kv_pages.c      pages of nodes: taken, attached, dropped, moved between the tiers; making room
  *   kv_tree.c, kv_arena.c   nodes and memory; know nothing of the others
@@ -22,6 +23,7 @@
 #ifndef ROOST_WORKER_ENGINE_KV_STATE_H
 #define ROOST_WORKER_ENGINE_KV_STATE_H
 #include <assert.h>
+#include "common/recent.h"
 #include "worker/engine/kv/kv_arena.h"
 #include "worker/engine/kv/kv_cache.h"
 #include "worker/engine/kv/kv_tree.h"
@@ -32,6 +34,11 @@
 #define KV_OWNER_TAIL 0x80000000u       /* | slot of the sequence; other owners are nodes */
 #define KV_OWNER_ORPHAN UINT32_MAX      /* given back when its copy has landed */
 #define KV_CANDIDATES_AHEAD 64u         /* nodes that one poll sends to the host ahead of need, at most */
+
+struct kv_label {                       /* in kv_cache.labels under its name */
+    uint32_t record;                    /* 0: during a keep */
+    bool host;                          /* told so */
+};
 
 struct kv_points {                      /* resume points of a path beside its end; positions, 0: none */
     uint32_t first, prompt;
@@ -48,7 +55,7 @@ struct kv_record {                      /* a kept path: one leaf, or the end of 
     bool bare;                          /* without R */
     uint32_t newer, older;              /* of its list; free: older is the next free one */
     uint32_t next;                      /* of those that end in the same node */
-    uint64_t label;                     /* the caller's; 0: none */
+    struct kv_label *label;             /* ref; NULL: none */
     struct kv_points points;
 };
 
@@ -89,6 +96,8 @@ struct kv_cache {
     struct kv_record *records;          /* (record_capacity + 1) */
     uint32_t record_capacity, record_free, record_touched, record_count;
     struct kv_record_list lists[KV_RECORD_LISTS];
+    struct recent *labels;              /* struct kv_label by name; the one kept longest ago makes room */
+    uint32_t label_capacity;
     uint32_t candidate_newest, candidate_oldest;
     struct kv_transfer *transfers;      /* ring (transfer_capacity) */
     uint32_t transfer_capacity, transfer_first, transfer_count;
@@ -168,10 +177,17 @@ uint32_t kv_record_claim_from(const struct kv_cache *cache, const struct kv_reco
 uint32_t kv_record_add(struct kv_cache *cache, const uint32_t *path, uint32_t tokens, const struct kv_points *points, bool pinned,
                        bool bare);
 void kv_record_drop(struct kv_cache *cache, uint32_t record);
-void kv_record_tell(struct kv_cache *cache, uint32_t record, enum kv_fate fate);     /* whoever labelled it */
+void kv_record_evict(struct kv_cache *cache, uint32_t record);     /* drops it, and its label is gone */
 void kv_record_unpin(struct kv_cache *cache, uint32_t record);
 void kv_record_touch(struct kv_cache *cache, uint32_t record);
 bool kv_evict_step(struct kv_cache *cache);         /* the next thing in the order; false: no record is left that may go */
+
+/* ---- kv_label.c ---- */
+
+struct kv_label *kv_label_take_off(struct kv_cache *cache, const uint8_t *name);    /* no record has it; NULL: none had */
+void kv_label_put(struct kv_cache *cache, uint32_t record, const uint8_t *name);     /* after take_off */
+void kv_label_lose(struct kv_cache *cache, struct kv_label *label);        /* GONE, forgotten. Accepts NULL */
+void kv_label_settle(struct kv_cache *cache, const struct kv_node *node);  /* tells those that end there if the tier is another now */
 
 /* ---- kv_sequence.c ---- */
 
