@@ -99,8 +99,6 @@ class Chaos:
         self.scene.faults.fired(f"{link}: {fault}")
         await asyncio.sleep(self.draw.random() * 4)
         await self.scene.proxy.heal(link)
-        if "blackhole" in fault:
-            await self.scene.proxy.cut(link)             # bytes are missing in it for ever
 
     async def drain(self):
         self.scene.faults.terminate(self.draw.choice((self.worker(), self.router())))

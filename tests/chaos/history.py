@@ -58,6 +58,7 @@ class History:
         self.started = time.monotonic()
         self.started_wall = time.time()       # to compare with the times in logs, on this host
         self.requests, self.faults = {}, []
+        self.open = {}                        # of the requests: those without an end
         self.strays = []                      # events of requests that were never invoked, and second invokes
         self.path, self.file = path, open(path, "w", encoding="utf-8") if path else None
 
@@ -79,7 +80,7 @@ class History:
             if event["id"] in self.requests:
                 self.strays.append(event)
             else:
-                self.requests[event["id"]] = Request(event)
+                self.requests[event["id"]] = self.open[event["id"]] = Request(event)
         elif event["id"] not in self.requests:
             self.strays.append(event)
         elif op == "tokens":
@@ -88,12 +89,11 @@ class History:
             self.requests[event["id"]].cancelled_at = event["at"]
         else:
             self.requests[event["id"]].ends.append(event)
+            self.open.pop(event["id"], None)
 
-    def in_flight(self, at=None):
-        """Requests that were open at that time (default: now)."""
-        at = self.now() if at is None else at
-        return [request for request in self.requests.values()
-                if request.invoke["at"] <= at and not (request.ends and request.ends[0]["at"] <= at)]
+    def in_flight(self):
+        """Requests that are open now."""
+        return list(self.open.values())
 
     def close(self):
         if self.file:

@@ -11,7 +11,7 @@ As a program it serves any number of links and takes commands, one JSON object a
 `up` is what the client sends to the target, `down` the answers. Faults of a direction, all of them off by default:
   delay_ms, jitter_ms       each piece waits so long, plus a random part; order is kept
   bytes_per_s               no faster than that
-  blackhole                 taken and thrown away, nothing is sent on
+  blackhole                 taken and thrown away, nothing is sent on; a connection that lost bytes so is reset when this ends
   cut_after                 so many bytes after now, in the middle of whatever passes, the connection ends as `how` says (reset, fin, half)
   corrupt_after             so many bytes after now one byte is changed, then off
   corrupt_rate, reorder_rate, cut_rate      chance per piece: one bit of it is changed; its halves are swapped; the connection is cut as `how` says
@@ -48,12 +48,16 @@ class Direction:
         self.queue = collections.deque()      # (due, piece) on the way
         self.wake = asyncio.Event()
         self.ended = False
+        self.swallowed = False                # bytes went into a blackhole
 
     def set(self, faults):
         for key, value in faults.items():
             if key not in FAULTS:
                 raise ValueError(f"no such fault: {key}")
             self.faults[key] = value
+        if self.swallowed and not self.faults["blackhole"]:      # TCP never goes on behind bytes that are missing
+            self.note("cut", how="reset")
+            self.connection.cut("reset")
 
     def note(self, fault, **fields):
         self.connection.link.proxy.note(self.connection.link.name, self.connection.number, self.name, fault, **fields)
@@ -71,6 +75,7 @@ class Direction:
             faults = self.faults
             if faults["blackhole"]:
                 self.note("blackhole", bytes=len(piece))
+                self.swallowed = True
                 continue
             if faults["cut_rate"] and draw.random() < faults["cut_rate"]:
                 self.note("cut", how=faults["how"], after=self.bytes)

@@ -8,6 +8,7 @@
 """
 import asyncio
 import contextlib
+import gc
 import os
 import statistics
 import time
@@ -142,5 +143,7 @@ async def story_end(scene):
 
 
 def play(directory, story, simulate=PROFILE, network=False, seed=None, compare=True, load=None, **options):
+    # The history of ten minutes is millions of objects: a full collection would look through them all and stop the load for seconds.
+    gc.set_threshold(*gc.get_threshold()[:2], 1 << 30)
     return asyncio.run(_play(directory, story, {"conversations": CONVERSATIONS, **(load or {})}, options, network, simulate,
                              SEED if seed is None else seed, compare))

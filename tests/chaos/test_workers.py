@@ -105,7 +105,7 @@ def test_f3_worker_hung(tmp_path):
             await scene.load.run_for(1)
     scene, verdict = play(tmp_path, story)
     assert len(scene.detected) == 3 * len(scene.fleet.routers), "not every router noticed"
-    bar("hung to given up, s", max(scene.detected), 2.0 + 0.4 + 0.5 * SLOWER)            # two leases, and a loop's turn
+    bar("hung to given up, s", max(scene.detected), 2.0 + 0.5 * (SLOWER - 1))            # WORKER_STEP_MS, a lease, two loops' turns
     assert scene.resumed
 
 
