@@ -6,9 +6,9 @@
  * Always true:
  *   1. a socket is on at most one of two lists: dirty (look at it before sleeping) and work (the rest of this turn's
  *      step 3); socket_move is the only function that moves it;
- *   2. the thread sleeps only after ZMQ_EVENTS of every dirty socket was read and showed nothing to read, and with
- *      nothing posted (a post after that check makes the eventfd readable);
- *   3. reading ZMQ_EVENTS empties the socket's mailbox, so a command that comes later makes ZMQ_FD readable again:
+ *   2. the thread sleeps only after ZMQ_EVENTS of every dirty socket was read, or a receive was tried last, and showed nothing to
+ *      read, and with nothing posted (a post after that check makes the eventfd readable);
+ *   3. either empties the socket's mailbox, so a command that comes later makes ZMQ_FD readable again:
  *      2 and 3 together mean that no message waits while the thread sleeps;
  *   4. memory of a timer, socket or hook is freed at the end of a turn, never inside one of its callbacks. */
 #include "common/loop.h"
@@ -20,6 +20,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <time.h>
 #include <unistd.h>
 #include <utlist.h>
 #include <zmq.h>
@@ -93,6 +94,16 @@ struct loop {
     struct signal_watch *signals;
     struct grave *graves;
     unsigned timer_count, socket_count;
+
+    struct pace {
+        uint32_t us;         /* 0: off */
+        bool busy;           /* the last window was */
+        bool served;         /* this turn had messages */
+        uint32_t turns;      /* such turns in this window */
+        uint64_t window_us;  /* its beginning */
+        uint64_t begun_us;   /* of the last such turn, its wait not counted */
+        uint64_t waits;
+    } pace;
 
     uint64_t turn;
     uint64_t now_ms;
@@ -285,12 +296,15 @@ static void serve_socket(struct loop_socket *socket)
     }
     socket_move(socket, SOCKET_DIRTY);
     socket->more = true;
+    socket->loop->pace.served = true;
     for (unsigned i = 0; i < LOOP_SOCKET_BATCH; i++) {
         bool received = socket->on_readable(socket->user);
         if (!socket->alive)
             return;
-        if (!received) {
-            socket->more = false; /* settle_sockets asks once more before the thread sleeps */
+        if (!received) { /* which is as good as asking: that receive has emptied the mailbox too (invariant 3) */
+            socket->more = false;
+            if (!socket->on_writable)
+                socket_move(socket, SOCKET_NONE);
             return;
         }
     }
@@ -308,7 +322,7 @@ static void run_sockets(struct loop *loop)
     }
 }
 
-/* Before step 5. Sockets leave the dirty list here, and only here after they were read or touched. */
+/* Before step 5. Sockets that were touched leave the dirty list here, and only here. */
 static void settle_sockets(struct loop *loop)
 {
     struct loop_socket *socket, *next;
@@ -518,6 +532,48 @@ enum status loop_on_signal(struct loop *loop, int signal, void (*fn)(int signal,
     return STATUS_OK;
 }
 
+/* ---- pace ---- */
+
+enum {
+    PACE_US_MAX = 1000,
+    PACE_WINDOW_US = 10000,
+    PACE_BUSY_TURNS = PACE_WINDOW_US / 500, /* in a window */
+};
+
+void loop_set_pace(struct loop *loop, uint32_t pace_us)
+{
+    assert(pace_us <= PACE_US_MAX);
+    loop->pace = (struct pace){.us = pace_us, .waits = loop->pace.waits};
+}
+
+uint64_t loop_paced_turns(const struct loop *loop)
+{
+    return loop->pace.waits;
+}
+
+/* Before a wait in step 5: what comes meanwhile is found there. */
+static void keep_pace(struct loop *loop)
+{
+    struct pace *pace = &loop->pace;
+    if (pace->us == 0 || !pace->served)
+        return;
+    uint64_t now = clock_now_us();
+    pace->served = false;
+    pace->turns++;
+    if (now - pace->window_us >= PACE_WINDOW_US) {
+        pace->busy = now - pace->window_us < 2 * PACE_WINDOW_US && pace->turns > PACE_BUSY_TURNS;
+        pace->window_us = now;
+        pace->turns = 0;
+    }
+    if (pace->busy && now - pace->begun_us < pace->us) {
+        const struct timespec rest = {.tv_nsec = (long)(pace->begun_us + pace->us - now) * 1000};
+        (void)nanosleep(&rest, NULL); /* a signal ends it early, and is handled in step 5 */
+        pace->waits++;
+        now = clock_now_us();
+    }
+    pace->begun_us = now;
+}
+
 /* ---- the loop ---- */
 
 enum status loop_create(struct loop **out)
@@ -602,8 +658,10 @@ enum status loop_run(struct loop *loop)
             return STATUS_OK;
         settle_sockets(loop);
         bool may_sleep = loop->dirty == NULL && !has_posted(loop);
-        if (may_sleep)
+        if (may_sleep) {
             end_work(loop);
+            keep_pace(loop);
+        }
         if (event_base_loop(loop->base, may_sleep ? EVLOOP_ONCE : EVLOOP_ONCE | EVLOOP_NONBLOCK) < 0)
             return STATUS_FAIL(STATUS_IO, "libevent cannot wait for events: %s", strerror(errno));
     }

@@ -4,10 +4,11 @@
  *   1. refresh the cached clock;
  *   2. posted work (loop_post), in order of posting;
  *   3. ZeroMQ sockets marked dirty: re-read ZMQ_EVENTS, call their handler while readable, at most LOOP_SOCKET_BATCH
- *      messages each; a socket leaves the dirty list only when ZMQ_EVENTS shows nothing to read;
+ *      messages each; a socket leaves the dirty list only when ZMQ_EVENTS shows nothing to read, or a receive found nothing;
  *   4. hooks for the end of a turn (batches are flushed here, objects freed during the turn go here); loop_stop takes effect
  *      after this step, so what was batched is flushed;
  *   5. libevent: timers and descriptors; waits only if no socket is dirty and nothing was posted.
+ * A paced loop (loop_set_pace) may sleep before step 5 while it is busy, so that its turns find more messages each.
  *
  * Why step 3: ZMQ_FD is edge-triggered and any zmq_send or zmq_recv may swallow the edge, so after either the socket must be
  * looked at again before the thread sleeps. Code that touches a socket outside its handler calls loop_socket_touch.
@@ -38,6 +39,11 @@ uint64_t loop_now_ms(const struct loop *loop);  /* the clock as of this turn; in
  * lateness). After a stall, drain before expiring anything. */
 uint64_t loop_stall_ms(const struct loop *loop);
 uint64_t loop_turn(const struct loop *loop);    /* number of the turn, for what is done once per turn */
+/* Busy turns, those that had messages, begin at least pace_us apart from now on, while there are more than one in half a millisecond
+ * for 10 ms: each wake-up then costs less than a message instead of more (docs/performance/router.md). A message waits pace_us at
+ * most for it, and not at all where fewer come. 0, as at the start: never. At most 1,000. */
+void loop_set_pace(struct loop *loop, uint32_t pace_us);
+uint64_t loop_paced_turns(const struct loop *loop);      /* that waited so, since the start */
 struct event_base *loop_event_base(struct loop *loop);   /* borrowed */
 
 /* Calls fn(user) on the loop's thread in its next turn. Fails only without memory. Posts not yet run when the loop is
@@ -58,7 +64,8 @@ enum status loop_hook_create(struct loop *loop, void (*fn)(void *user), void *us
 void loop_hook_destroy(struct loop_hook **hook);
 
 /* Watches a ZeroMQ socket (borrowed; made by this thread). on_readable must receive exactly one message without blocking
- * and return true, or return false when there was none. It may destroy its own or any other socket, timer or hook. */
+ * and return true, or return false when zmq_msg_recv found none, as the last thing that it did with the socket. It may destroy
+ * its own or any other socket, timer or hook. */
 enum status loop_socket_create(struct loop *loop, void *zmq_socket, bool (*on_readable)(void *user), void *user,
                                struct loop_socket **out);
 void loop_socket_touch(struct loop_socket *socket);   /* after any zmq call on the socket outside on_readable */

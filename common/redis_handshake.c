@@ -9,7 +9,7 @@
 #include "common/redis_link_internal.h"
 #include "common/redis_sentinel.h"
 
-static void refuse(struct connection *connection, const char *words)
+void redis_handshake_refuse(struct connection *connection, const char *words)
 {
     struct redis_link *link = connection->link;
     uint64_t now = clock_now_us();
@@ -42,9 +42,9 @@ static void on_handshake_reply(redisAsyncContext *context, void *data, void *pri
     if (!connection)
         return;
     if (reply->type == REDIS_REPLY_ERROR)
-        refuse(connection, reply->str); /* LOADING, wrong password, ... */
+        redis_handshake_refuse(connection, reply->str); /* LOADING, wrong password, ... */
     else if (privdata && !redis_role_is_master(reply))
-        refuse(connection, "the sentinels say that it is the master, and it says that it is not");
+        redis_handshake_refuse(connection, "the sentinels say that it is the master, and it says that it is not");
     handshake_answered(connection);
 }
 

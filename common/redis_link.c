@@ -31,10 +31,9 @@
 
 enum {
     PROBE_MS = 250,
-    PROBES_PER_QUESTION = 4,   /* to the sentinels, while the link is down */
-    PROBES_PER_CHECK = 40,     /* and while it is up: a master behind a partition may not know that it is none */
-    READS_MAX = 64,            /* before deadlines are judged; hiredis reads 16 KB at a time: 1 MiB */
-    REPLY_BYTES_MAX = 4 << 20, /* unread reply bytes; the largest honest one is a directory of 4,096 names: 300 KB */
+    PROBES_PER_QUESTION = 4, /* to the sentinels, while the link is down */
+    PROBES_PER_CHECK = 40,   /* and while it is up: a master behind a partition may not know that it is none */
+    READS_MAX = 64,          /* before deadlines are judged; hiredis reads 16 KB at a time: 1 MiB */
     ARGUMENTS_MAX = 64,
 };
 
@@ -116,13 +115,15 @@ static void write_out(struct connection *connection)
         begin_commands(link);
 }
 
+static const char too_large[] = "sent a reply of more elements or bytes than any that is asked for";
+
 static void read_in(struct connection *connection)
 {
     struct redis_link *link = connection->link;
     redisAsyncHandleRead(connection->context); /* may free both */
     if (link->connection == connection && connection->context->c.reader &&
-        connection->context->c.reader->len > REPLY_BYTES_MAX)
-        go_down(link, "sent a reply that is too large");
+        connection->context->c.reader->len > REDIS_REPLY_BYTES_MAX)
+        go_down(link, too_large);
 }
 
 static void on_readable(evutil_socket_t fd, short what, void *user)
@@ -206,10 +207,14 @@ static void hook_cleanup(void *data)
         event_free(connection->read_event);
     if (connection->write_event)
         event_free(connection->write_event);
+    const redisAsyncContext *context = connection->context;
+    bool broken = connection->bound.broken;
+    redis_bound_remove(&connection->bound, context->c.reader);
+    if (broken && !link->up)
+        redis_handshake_refuse(connection, too_large);
     if (link->connection == connection) {
         link->connection = NULL;
-        const redisAsyncContext *context = connection->context;
-        go_down(link, context->err && context->errstr ? context->errstr : "closed the connection");
+        go_down(link, broken ? too_large : context->err && context->errstr ? context->errstr : "closed the connection");
     }
     free(connection);
 }
@@ -286,6 +291,7 @@ static void connection_start(struct redis_link *link)
     struct event_base *base = loop_event_base(link->loop);
     connection->link = link;
     connection->context = context;
+    redis_bound_set(&connection->bound, context->c.reader);
     context->data = connection;
     context->ev.data = connection;
     context->ev.addRead = hook_add_read;

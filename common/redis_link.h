@@ -14,6 +14,8 @@
  * ms, not five commands of one instant. A late reply does not count as an answer. At most REDIS_LINK_PENDING_MAX
  * commands wait for replies.
  *
+ * What one reply may make us keep is bounded (redis_bound.h): a connection that sends more ends, and is built anew.
+ *
  * Scripts are loaded before a connection counts as up, so that nobody's budget pays for it.
  *
  * With sentinels the address is what they say (redis_sentinel.h): asked when the link goes down, every second while it

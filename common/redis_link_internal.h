@@ -3,6 +3,7 @@
 #define ROOST_COMMON_REDIS_LINK_INTERNAL_H
 #include <hiredis/async.h>
 #include <sys/queue.h>
+#include "common/redis_bound.h"
 #include "common/redis_link.h"
 
 struct event;
@@ -24,6 +25,7 @@ TAILQ_HEAD(command_list, command);
 struct connection {
     struct redis_link *link; /* ref */
     redisAsyncContext *context;
+    struct redis_bound bound; /* of its reader */
     struct event *read_event, *write_event;
     unsigned handshake_replies; /* still to come: AUTH, SELECT, PING, ROLE, SCRIPT LOAD */
     bool refused;               /* one of them was an error */
@@ -79,5 +81,7 @@ void redis_link_go_up(struct redis_link *link);
 
 /* Asks on a new connection, which hiredis sends when it is there; redis_link_go_up when nothing was refused. */
 void redis_handshake_start(struct connection *connection);
+/* This connection will not come up: says so, once a minute. */
+void redis_handshake_refuse(struct connection *connection, const char *words);
 
 #endif

@@ -162,7 +162,7 @@ static void on_done(struct client *client, struct router *router, const struct w
         .route_us = done->route_us,
         .worker = text_of(done->worker, worker, sizeof worker),
         .route = text_of(done->route, route, sizeof route),
-        .inexact = done->inexact,
+        .inexact = done->inexact || call->inexact,
     };
     if (!call_is_complete(call, done, detail, sizeof detail)) {
         end.error = WIRE_ERROR_INTERNAL;

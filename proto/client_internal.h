@@ -88,7 +88,8 @@ struct client_call {
     struct call_ids *ids;                  /* (choices), owned: what was released; NULL: nothing, or not kept any more */
     bool ids_lost;                         /* they were too many, or there was no memory: it cannot go on elsewhere */
     bool numerics_known;
-    uint8_t numerics_id[32];               /* of who made the released tokens */
+    uint8_t numerics_id[32];               /* of who makes the tokens now: the last one that an ACK named */
+    bool inexact;                          /* for good: that one changed behind released tokens, as it may */
     uint64_t granted;                      /* tokens that its router may send, as far as it was told */
     unsigned resends;                      /* in all */
     unsigned losses;                       /* routers lost since the last token came */

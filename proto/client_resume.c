@@ -50,6 +50,9 @@ void call_keep_numerics(struct client_call *call, struct wire_span numerics_id)
 {
     if (numerics_id.size != sizeof call->numerics_id)
         return; /* of the previous release */
+    if (call->numerics_known && call->released_total > 0 && call->inexact_allowed &&
+        memcmp(call->numerics_id, numerics_id.data, numerics_id.size) != 0)
+        call->inexact = true; /* the tokens so far may be of others: no later router can tell */
     memcpy(call->numerics_id, numerics_id.data, numerics_id.size);
     call->numerics_known = true;
 }
@@ -60,8 +63,6 @@ const char *call_resume_trouble(const struct client_call *call)
         return NULL;
     if (call->ids_lost)
         return "more tokens were released than can be carried to another router";
-    if (!call->numerics_known && !call->inexact_allowed)
-        return "tokens were released, and it is not known by which numerics they have to go on";
     return NULL;
 }
 
@@ -77,6 +78,6 @@ void call_fill_resume(struct client_call *call, struct wire_head *head)
     }
     head->resume.counts = wire_span_of(call->released, 4 * (size_t)call->choices);
     head->resume.ids = wire_span_of(call->client->columns, 4 * (size_t)call->released_total);
-    if (call->numerics_known)
+    if (call->numerics_known) /* else only the worker that still has it can go on */
         head->numerics_id = wire_span_of(call->numerics_id, sizeof call->numerics_id);
 }

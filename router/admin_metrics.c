@@ -25,6 +25,10 @@ static void write_requests(const struct router *router, const struct router_stat
     metrics_counter(metrics, "roost_router_bodies_shed_total", "Bodies dropped early, to keep within those bytes",
                     stats->shed);
     metrics_counter(metrics, "roost_router_malformed_total", "Frames of clients that broke a rule", stats->malformed);
+    metrics_counter(metrics, "roost_router_refusals_dropped_total",
+                    "Refusals of clients that do not read their answers", stats->refusals_dropped);
+    metrics_counter(metrics, "roost_router_paced_turns_total", "Turns that waited for more messages, because many came",
+                    loop_paced_turns(router->loop));
     metrics_counter(metrics, "roost_router_stale_total", "Rows and answers of older attempts, or repeated: dropped",
                     stats->stale);
     metrics_gauge(metrics, "roost_router_sessions", "Clients, for a minute after they fell silent too",
@@ -151,6 +155,11 @@ static double value_losses(const struct worker_info *info)
 {
     return (double)info->losses;
 }
+static double value_leases_dropped(const struct worker_info *info)
+{
+    return (double)info->leases_dropped;
+}
+
 static double value_relinks(const struct worker_info *info)
 {
     return (double)info->relinks;
@@ -179,6 +188,8 @@ static const struct worker_family families_[] = {
     {"roost_router_worker_losses_total", "Times that it was lost", METRICS_COUNTER, value_losses},
     {"roost_router_worker_relinks_total", "Times that a connection dropped and the same process was there again",
      METRICS_COUNTER, value_relinks},
+    {"roost_router_worker_leases_dropped_total", "Its leases with an old number or an echo of nothing that was sent",
+     METRICS_COUNTER, value_leases_dropped},
     {"roost_router_worker_tokens_bytes_total", "Bytes of tokens received from it", METRICS_COUNTER, value_bytes},
 };
 

@@ -16,6 +16,7 @@ enum {
     FORGET_MS = 60000, /* after its lease: it may still come back for its terminals, 16 MB of sessions at most */
     PEER_QUEUE_BYTES_MAX = 4 << 20, /* behind ZeroMQ's own 64 frames; four times FRONTEND_HELD_BYTES_MAX */
 };
+_Static_assert(FRONTEND_CREDIT_BYTES_MAX == FRONTEND_STREAMS_MAX * FRONTEND_STREAM_TOKENS * 176u, "full windows");
 
 /* ---- sessions ---- */
 
@@ -34,9 +35,52 @@ static struct session *session_find(struct frontend *frontend, struct wire_span 
     return session;
 }
 
+static void session_set_lost(struct session *session, bool lost)
+{
+    if (session->lost == lost)
+        return;
+    session->lost = lost;
+    if (lost)
+        TAILQ_INSERT_TAIL(&session->frontend->lost, session, in_lost);
+    else
+        TAILQ_REMOVE(&session->frontend->lost, session, in_lost);
+}
+
+static void session_free(struct session *session)
+{
+    struct frontend *frontend = session->frontend;
+    struct session **at = bucket_of(frontend, session->id);
+    while (*at != session)
+        at = &(*at)->chain;
+    *at = session->chain;
+    TAILQ_REMOVE(&frontend->sessions, session, in_all);
+    session_set_lost(session, false);
+    if (session->dirty)
+        TAILQ_REMOVE(&frontend->dirty, session, in_dirty);
+    frontend->session_count--;
+    session_drop_outgoing(session);
+    for (unsigned side = 0; side < SIDE_COUNT; side++)
+        if (session->bound[side] && frontend->channels[side])
+            channel_forget_peer(frontend->channels[side], &session->peers[side]);
+    free(session);
+}
+
+/* Who said GOAWAY, or is silent for long, gives its place to one that is there. */
+static bool make_room(struct frontend *frontend)
+{
+    struct session *oldest = TAILQ_FIRST(&frontend->lost);
+    if (frontend->session_count < FRONTEND_SESSIONS_MAX)
+        return true;
+    while (oldest && oldest->streams > 0) /* a request overtook its GOAWAY or its lease */
+        oldest = TAILQ_NEXT(oldest, in_lost);
+    if (oldest)
+        session_free(oldest);
+    return oldest != NULL;
+}
+
 static struct session *session_create(struct frontend *frontend, struct wire_span id)
 {
-    if (frontend->session_count >= FRONTEND_SESSIONS_MAX)
+    if (!make_room(frontend))
         return NULL;
     struct session *session = calloc(1, sizeof *session);
     if (!session)
@@ -51,24 +95,6 @@ static struct session *session_create(struct frontend *frontend, struct wire_spa
     TAILQ_INSERT_TAIL(&frontend->sessions, session, in_all);
     frontend->session_count++;
     return session;
-}
-
-static void session_free(struct session *session)
-{
-    struct frontend *frontend = session->frontend;
-    struct session **at = bucket_of(frontend, session->id);
-    while (*at != session)
-        at = &(*at)->chain;
-    *at = session->chain;
-    TAILQ_REMOVE(&frontend->sessions, session, in_all);
-    if (session->dirty)
-        TAILQ_REMOVE(&frontend->dirty, session, in_dirty);
-    frontend->session_count--;
-    session_drop_outgoing(session);
-    for (unsigned side = 0; side < SIDE_COUNT; side++)
-        if (session->bound[side] && frontend->channels[side])
-            channel_forget_peer(frontend->channels[side], &session->peers[side]);
-    free(session);
 }
 
 static bool peer_equal(const struct channel_peer *a, const struct channel_peer *b)
@@ -172,7 +198,7 @@ static void send_welcome(struct session *session, enum side side)
                                                           .stream_credit_tokens = FRONTEND_STREAM_TOKENS,
                                                           .messages_max = WIRE_MESSAGES_MAX},
                                                .state = life(frontend),
-                                               .capabilities = WIRE_CAN_RESUME | WIRE_CAN_ATTACH | WIRE_CAN_CREDIT}};
+                                               .capabilities = WIRE_CAN_RESUME | WIRE_CAN_CREDIT}};
     (void)frame_send(frontend->channels[side], &session->peers[side], &welcome);
 }
 
@@ -183,6 +209,8 @@ static void welcome(struct session *session, enum side side)
     send_welcome(session, side);
     if (session->frontend->draining && side == CONTROL)
         send_goaway(session);
+    if (side == DATA)
+        session_flush(session); /* what it was owed goes out before its next request is judged */
 }
 
 static void on_hello(struct frontend *frontend, enum side side, const struct channel_peer *peer,
@@ -216,10 +244,10 @@ static void on_hello(struct frontend *frontend, enum side side, const struct cha
         session->name[hello->name.size] = 0;
     }
     session->heard_ms = loop_now_ms(frontend->loop);
-    session->lost = false;
+    session_set_lost(session, false);
     session->capabilities = hello->capabilities;
     if (side == DATA)
-        session->tokens_bytes = session->tokens_bytes_max = 0;
+        session->tokens_bytes = session->tokens_bytes_max = session->told_number = 0;
     session->number[side] = session->heard_number[side] = 0;
     session_bind(session, side, peer);
     session->welcome_due[side] = true;
@@ -285,12 +313,17 @@ static void on_lease(struct frontend *frontend, enum side side, const struct cha
         complain(frontend, side, peer, WIRE_ERROR_INVALID, "a lease of an unknown session: say HELLO first");
         return;
     }
+    if (lease->number <= session->heard_number[side] || lease->echo > session->number[side]) {
+        frontend->malformed++; /* late, or of another connection: its grants and its word are not of now */
+        return;
+    }
+    session->heard_number[side] = lease->number;
     if (side == CONTROL) {
         session->heard_ms = loop_now_ms(frontend->loop);
-        session->lost = false;
+        session_set_lost(session, false);
+    } else if (lease->echo >= session->told_number) {
+        session->told_number = 0;
     }
-    if (lease->number > session->heard_number[side])
-        session->heard_number[side] = lease->number;
     session_bind(session, side, peer);
     if (side == CONTROL)
         take_credit(session, lease);
@@ -356,7 +389,7 @@ static void on_client_goaway(struct frontend *frontend, const struct channel_pee
     struct session *session = session_find(frontend, goaway->session);
     if (!session || !session->bound[CONTROL] || !peer_equal(&session->peers[CONTROL], peer))
         return;
-    session->lost = true;
+    session_set_lost(session, true);
     session_lost(session, WIRE_ERROR_CANCELLED);
 }
 
@@ -440,7 +473,8 @@ void frontend_body_acknowledged(struct session *session, uint64_t bytes)
 
 bool frontend_session_full(const struct session *session)
 {
-    return session->slow || session->streams >= FRONTEND_STREAMS_MAX || session->body_bytes_open > FRONTEND_GRANT_BYTES;
+    return session->slow || session->streams + session->terminals >= FRONTEND_STREAMS_MAX ||
+           session->body_bytes_open > FRONTEND_GRANT_BYTES;
 }
 
 void frontend_expire(struct frontend *frontend, uint64_t now_ms)
@@ -452,7 +486,7 @@ void frontend_expire(struct frontend *frontend, uint64_t now_ms)
         if (session->bound[DATA] && !TAILQ_EMPTY(&session->queue))
             session_mark_dirty(session);
         if (!session->lost && silent_ms > frontend->lease_expiry_ms) {
-            session->lost = true;
+            session_set_lost(session, true);
             LOG_INFO("client %s is silent for %" PRIu64 " ms: its streams are cancelled",
                      session->name[0] ? session->name : "-", silent_ms);
             session_lost(session, WIRE_ERROR_CANCELLED);
@@ -486,6 +520,30 @@ size_t frontend_pending(const struct frontend *frontend)
     return bytes;
 }
 
+static bool has_seen(const struct session *session)
+{
+    const struct frontend *frontend = session->frontend;
+    return session->told_number == 0 || !session->bound[DATA] ||
+           loop_now_ms(frontend->loop) - session->told_ms > frontend->lease_expiry_ms;
+}
+
+bool frontend_seen(const struct frontend *frontend)
+{
+    const struct session *session;
+    TAILQ_FOREACH(session, &frontend->sessions, in_all)
+    if (!has_seen(session))
+        return false;
+    return true;
+}
+
+void frontend_ask_seen(struct frontend *frontend)
+{
+    struct session *session;
+    TAILQ_FOREACH(session, &frontend->sessions, in_all)
+    if (!has_seen(session))
+        send_lease(session, DATA);
+}
+
 unsigned frontend_session_count(const struct frontend *frontend)
 {
     return frontend->session_count;
@@ -494,6 +552,11 @@ unsigned frontend_session_count(const struct frontend *frontend)
 uint64_t frontend_malformed(const struct frontend *frontend)
 {
     return frontend->malformed;
+}
+
+uint64_t frontend_refusals_dropped(const struct frontend *frontend)
+{
+    return frontend->refusals_dropped;
 }
 
 const char *frontend_control_endpoint(const struct frontend *frontend)
@@ -522,6 +585,7 @@ enum status frontend_create(struct loop *loop, void *zmq_context, const struct f
     frontend->lease_expiry_ms = config->lease_expiry_ms;
     TAILQ_INIT(&frontend->sessions);
     TAILQ_INIT(&frontend->dirty);
+    TAILQ_INIT(&frontend->lost);
     struct channel_config control = {.heartbeat = true,
                                      .frame_bytes_max = WIRE_LEASE_BYTES_MAX,
                                      .receive_messages_max = 1000,

@@ -34,21 +34,24 @@ struct session {
     struct session *chain;     /* of the bucket */
     TAILQ_ENTRY(session) in_all;
     TAILQ_ENTRY(session) in_dirty;
+    TAILQ_ENTRY(session) in_lost;
     uint8_t id[WIRE_ID_BYTES];
     char name[WIRE_NAME_MAX + 1];
     struct channel_peer peers[SIDE_COUNT];
     bool bound[SIDE_COUNT];
-    bool welcome_due[SIDE_COUNT]; /* said HELLO before the frontend was open */
+    bool welcome_due[SIDE_COUNT];                          /* said HELLO before the frontend was open */
     uint64_t number[SIDE_COUNT], heard_number[SIDE_COUNT]; /* leases */
     uint64_t heard_ms;                                     /* last lease or hello on control */
+    uint64_t told_number, told_ms; /* of the first data lease behind its last terminal; 0: the client has seen that */
     uint32_t capabilities;
     uint64_t tokens_bytes, tokens_bytes_max; /* TOKENS frames by this data connection: sent, granted (0: no limit) */
-    bool lost;                               /* reported */
+    bool lost;                               /* reported, or it said GOAWAY: in that list */
 
     struct wire_batch *batch;    /* tokens of this turn */
     struct outgoing_list staged; /* terminals of this turn */
     struct outgoing_list queue;  /* in order; what could not leave yet */
-    uint64_t queue_bytes;
+    uint64_t queue_bytes;        /* of TOKENS frames there */
+    unsigned terminals;          /* in both */
     bool dirty;
     bool slow;   /* told so; until its queue is empty again */
     bool broken; /* tokens of this turn could not be kept: becomes slow at its end */
@@ -71,9 +74,10 @@ struct frontend {
     struct channel *channels[SIDE_COUNT];
     struct loop_timer *lease_timer;
     struct session_list sessions, dirty;
+    struct session_list lost; /* longest lost first */
     struct session *buckets[SESSION_BUCKETS];
     unsigned session_count;
-    uint64_t malformed;
+    uint64_t malformed, refusals_dropped;
     bool open, draining;
     uint32_t drain_deadline_ms;
     struct complaint complaints[COMPLAINT_SLOTS];
@@ -82,6 +86,7 @@ struct frontend {
 /* ---- frontend_out.c ---- */
 
 void session_mark_dirty(struct session *session);                      /* frontend_flush looks at it */
+void session_flush(struct session *session);                           /* now; it may become slow */
 void session_drop_outgoing(struct session *session);                   /* before it is freed */
 void session_lost(struct session *session, enum wire_error_code code); /* tells whoever listens */
 

@@ -3,7 +3,7 @@
  *
  *   frontend_tokens ----> batch --.
  *   frontend_terminal --> staged -+--session_flush--> queue --the connection and the grant of bytes allow--> sent
- *                                                       `--no room, or over FRONTEND_HELD_BYTES_MAX--> become_slow
+ *                                                       `--no room, or over what may be held--> become_slow
  *
  * Works on struct session of frontend_internal.h; owns its batch and its two lists. Loop thread only. */
 #include "router/frontend_internal.h"
@@ -20,8 +20,9 @@ void session_mark_dirty(struct session *session)
     }
 }
 
-static void outgoing_free(struct outgoing_list *list, struct outgoing *out)
+static void outgoing_free(struct session *session, struct outgoing_list *list, struct outgoing *out)
 {
+    session->terminals -= out->terminal;
     TAILQ_REMOVE(list, out, next);
     zmq_msg_close(&out->frame);
     free(out);
@@ -30,9 +31,9 @@ static void outgoing_free(struct outgoing_list *list, struct outgoing *out)
 void session_drop_outgoing(struct session *session)
 {
     while (!TAILQ_EMPTY(&session->staged))
-        outgoing_free(&session->staged, TAILQ_FIRST(&session->staged));
+        outgoing_free(session, &session->staged, TAILQ_FIRST(&session->staged));
     while (!TAILQ_EMPTY(&session->queue))
-        outgoing_free(&session->queue, TAILQ_FIRST(&session->queue));
+        outgoing_free(session, &session->queue, TAILQ_FIRST(&session->queue));
     if (session->batch)
         wire_batch_destroy(&session->batch);
 }
@@ -93,7 +94,7 @@ static void become_slow(struct session *session)
             if (outgoing->terminal && frame_make(&error, &frame) == STATUS_OK)
                 zmq_msg_move(&outgoing->frame, &frame), zmq_msg_close(&frame);
             else if (!outgoing->terminal)
-                outgoing_free(lists[i], outgoing);
+                outgoing_free(session, lists[i], outgoing);
             outgoing = next;
         }
     }
@@ -128,6 +129,7 @@ void frontend_terminal(struct session *session, const struct wire_message *termi
     }
     const struct wire_span *id = NULL;
     outgoing->terminal = true;
+    session->terminals++;
     if (terminal->kind == WIRE_DONE) {
         id = &terminal->done.request_id;
         outgoing->stream = terminal->done.stream;
@@ -146,6 +148,14 @@ void frontend_terminal(struct session *session, const struct wire_message *termi
     session_mark_dirty(session);
 }
 
+void frontend_refusal(struct session *session, const struct wire_message *error)
+{
+    if (session->terminals < FRONTEND_TERMINALS_MAX)
+        frontend_terminal(session, error);
+    else
+        session->frontend->refusals_dropped++;
+}
+
 void frontend_ack(struct session *session, const struct wire_stream_ref *ack)
 {
     if (!session->bound[CONTROL])
@@ -162,7 +172,13 @@ static bool over_credit(const struct session *session, const struct outgoing *ou
            session->tokens_bytes + size > session->tokens_bytes_max;
 }
 
-static void session_flush(struct session *session)
+/* One that grants credit has asked for all of it: its windows bound it. */
+static uint64_t held_bytes_max(const struct session *session)
+{
+    return frontend_session_has_credit(session) ? FRONTEND_CREDIT_BYTES_MAX : FRONTEND_HELD_BYTES_MAX;
+}
+
+void session_flush(struct session *session)
 {
     struct frontend *frontend = session->frontend;
     if (session->broken || (session->batch && !wire_batch_empty(session->batch) && !take_batch(session)))
@@ -180,20 +196,24 @@ static void session_flush(struct session *session)
         enum status st = channel_send(frontend->channels[DATA], &session->peers[DATA], &copy, 1);
         if (st == STATUS_CLOSED) {
             session->bound[DATA] = false;
-        } else if (st != STATUS_OK) {
-            become_slow(session);
-            return; /* tried again by frontend_expire */
+        } else if (st != STATUS_OK) { /* tried again by frontend_expire */
+            if (!frontend_session_has_credit(session))
+                become_slow(session);
+            break;
         } else {
             if (!outgoing->terminal) {
                 session->queue_bytes -= size;
                 session->tokens_bytes += size;
+            } else {
+                session->told_number = session->number[DATA] + 1;
+                session->told_ms = loop_now_ms(frontend->loop);
             }
-            outgoing_free(&session->queue, outgoing);
+            outgoing_free(session, &session->queue, outgoing);
         }
     }
     if (TAILQ_EMPTY(&session->queue))
         session->slow = false;
-    else if (session->queue_bytes > FRONTEND_HELD_BYTES_MAX)
+    else if (session->queue_bytes > held_bytes_max(session))
         become_slow(session);
 }
 

@@ -20,6 +20,11 @@ struct inflight_tenant { /* while it has a request here */
     UT_hash_handle hh;
 };
 
+struct loss { /* of a request that its client was asked for again */
+    struct request_id_key key;
+    uint32_t count;
+};
+
 struct inflight {
     struct inflight_config config;
     struct request_list lists[REQUEST_STATE_COUNT];
@@ -27,8 +32,12 @@ struct inflight {
     uint64_t bytes, tenant_bytes_max, shed_count;
     struct request_list kept; /* oldest acknowledged first */
     struct inflight_tenant *tenants;
-    struct request *ids, *streams, *backends; /* hash tables */
-    uint32_t last_backend_stream;
+    struct request *ids, *streams; /* hash tables */
+    struct request **backends;     /* those with a worker, each at backend_stream & backend_mask. 2 to 4 places for each of
+                                      requests_max: 128 KB for 8,192 */
+    uint32_t last_backend_stream, backend_mask;
+    struct loss losses[INFLIGHT_LOSSES_KEPT]; /* in a circle; count 0: empty */
+    unsigned losses_at;
 };
 
 static uint64_t hash_seed; /* random, set once before the first table is used */
@@ -47,6 +56,14 @@ enum status inflight_create(const struct inflight_config *config, struct infligh
     if (hash_seed == 0)
         hash_random(&hash_seed, sizeof hash_seed);
     inflight->config = *config;
+    inflight->backend_mask = 1;
+    while (inflight->backend_mask + 1 < 2 * (uint64_t)config->requests_max)
+        inflight->backend_mask = 2 * inflight->backend_mask + 1;
+    inflight->backends = calloc((size_t)inflight->backend_mask + 1, sizeof *inflight->backends);
+    if (!inflight->backends) {
+        free(inflight);
+        return STATUS_FAIL(STATUS_NO_MEMORY, "the in-flight table");
+    }
     for (unsigned i = 0; i < REQUEST_STATE_COUNT; i++)
         TAILQ_INIT(&inflight->lists[i]);
     TAILQ_INIT(&inflight->kept);
@@ -64,6 +81,7 @@ void inflight_destroy(struct inflight **inflight)
     for (unsigned i = 0; i < REQUEST_STATE_COUNT; i++)
         while (inflight_first(*inflight, i))
             inflight_remove(*inflight, inflight_first(*inflight, i));
+    free((*inflight)->backends);
     free(*inflight);
     *inflight = NULL;
 }
@@ -107,9 +125,8 @@ struct request *inflight_find_stream(const struct inflight *inflight, struct wir
 struct request *inflight_find_backend(const struct inflight *inflight, const struct worker *worker,
                                       uint32_t backend_stream)
 {
-    struct request *found;
-    HASH_FIND(by_backend, inflight->backends, &backend_stream, sizeof backend_stream, found);
-    return found && found->worker == worker ? found : NULL;
+    struct request *found = inflight->backends[backend_stream & inflight->backend_mask];
+    return found && found->backend_stream == backend_stream && found->worker == worker ? found : NULL;
 }
 
 static bool request_hash(struct inflight *inflight, struct request *request)
@@ -358,17 +375,38 @@ static void remove_member(struct inflight *inflight, struct request *request)
     free(request);
 }
 
+void inflight_keep_losses(struct inflight *inflight, const struct request *request)
+{
+    if (request->loss_count == 0)
+        return;
+    inflight->losses[inflight->losses_at] = (struct loss){request->id_key, request->loss_count};
+    inflight->losses_at = (inflight->losses_at + 1) % INFLIGHT_LOSSES_KEPT;
+}
+
+/* Those that it had here before its client was asked for it again count too: clients do not know them. */
+static uint32_t losses_of(const struct inflight *inflight, const struct request *request)
+{
+    uint32_t most = request->head.head.loss_count;
+    if (request->client_attempt.client < 2)
+        return most;
+    for (unsigned i = 0; i < INFLIGHT_LOSSES_KEPT; i++)
+        if (inflight->losses[i].count > most &&
+            memcmp(&inflight->losses[i].key, &request->id_key, sizeof request->id_key) == 0)
+            most = inflight->losses[i].count;
+    return most;
+}
+
 enum status inflight_add(struct inflight *inflight, struct session *session, zmq_msg_t *head_frame,
                          struct wire_message *head, zmq_msg_t *body_frame, struct request **out)
 {
     struct request_reply replies[WIRE_CHOICES_MAX];
     struct request *request = NULL;
-    if (inflight->count >= inflight->config.requests_max)
-        return STATUS_FAIL(STATUS_LIMIT, "%u requests are in flight", inflight->count);
     if (inflight_find_id(inflight, head->head.tenant, head->head.request_id))
         return STATUS_FAIL(STATUS_EXISTS, "this request id is in flight");
     if (inflight_find_stream(inflight, head->head.session, head->head.stream))
         return STATUS_FAIL(STATUS_EXISTS, "stream %u is in use", head->head.stream);
+    if (inflight->count >= inflight->config.requests_max)
+        return STATUS_FAIL(STATUS_LIMIT, "%u requests are in flight", inflight->count);
     TRY(add_member(inflight, session, &head->head, &request));
     enum status st;
     if (head->head.resume.ids.size / 4 > REQUEST_RESUME_IDS_MAX ||
@@ -381,7 +419,7 @@ enum status inflight_add(struct inflight *inflight, struct session *session, zmq
         return st;
     }
     take(inflight, request, head_frame, head, body_frame, replies);
-    request->loss_count = request->head.head.loss_count;
+    request->loss_count = losses_of(inflight, request);
     *out = request;
     return STATUS_OK;
 }
@@ -447,19 +485,16 @@ void inflight_move(struct inflight *inflight, struct request *request, enum requ
     inflight->counts[state]++;
 }
 
-enum status inflight_bind(struct inflight *inflight, struct request *request, struct worker *worker)
+void inflight_bind(struct inflight *inflight, struct request *request, struct worker *worker)
 {
     assert(!request->worker);
-    struct request *taken;
-    do { /* wraps after 4 billion dispatches; by then low numbers are free again but for very old streams */
-        request->backend_stream = ++inflight->last_backend_stream;
-        HASH_FIND(by_backend, inflight->backends, &request->backend_stream, sizeof request->backend_stream, taken);
-    } while (taken);
-    HASH_ADD(by_backend, inflight->backends, backend_stream, sizeof request->backend_stream, request);
-    if (!request->by_backend.tbl)
-        return STATUS_FAIL(STATUS_NO_MEMORY, "the in-flight table");
+    struct request **place;
+    do /* numbers come again after 2 billion dispatches and more; at least half of the places are free */
+        place = &inflight->backends[++inflight->last_backend_stream & inflight->backend_mask];
+    while (*place);
+    *place = request;
+    request->backend_stream = inflight->last_backend_stream;
     request->worker = worker;
-    return STATUS_OK;
 }
 
 void inflight_unbind(struct inflight *inflight, struct request *request)
@@ -467,7 +502,7 @@ void inflight_unbind(struct inflight *inflight, struct request *request)
     if (!request->worker)
         return;
     unkeep(inflight, request);
-    HASH_DELETE(by_backend, inflight->backends, request);
+    inflight->backends[request->backend_stream & inflight->backend_mask] = NULL;
     request->worker = NULL;
 }
 

@@ -52,6 +52,11 @@ struct inflight_tenant; /* inflight.c */
 #define INFLIGHT_TENANT_SHARE      4
 #define INFLIGHT_REQUEST_BYTES_MAX (WIRE_BODY_BYTES_MAX + WIRE_HEAD_BYTES_MAX + 4 * REQUEST_RESUME_IDS_MAX)
 
+/* Loss counts that outlive their request: of those that clients are asked for again after a loss that they are blamed
+ * for. Only what a lost worker had begun is blamed, and only shed ones are asked for: 16 workers that take 16 of them
+ * each. 86 bytes each: 22 KB. */
+#define INFLIGHT_LOSSES_KEPT 256
+
 enum request_state {
     REQUEST_PLACING,    /* the placement store was asked */
     REQUEST_ASKING,     /* workers were asked whether they have it */
@@ -113,12 +118,13 @@ struct request {
     uint64_t ask_until_ms;
     bool has_numerics, inexact;                  /* inexact: it goes on, or went on, where its numerics are not those */
     uint8_t numerics_id[REQUEST_NUMERICS_BYTES]; /* of what its tokens were computed with */
-    uint64_t not_before_ms;                      /* WAITING: refused everywhere; tried again then */
-    uint64_t wait_until_ms;                      /* WAITING: then it is judged. 0: not waited yet */
-    uint64_t cancel_until_ms;                    /* CANCELLING */
-    uint64_t cancelled_us;                       /* by its client; 0: not */
-    uint64_t granted;                            /* tokens that its client takes, over all choices */
-    uint32_t route_us;                           /* residence here before the first dispatch */
+    uint8_t numerics_told[REQUEST_NUMERICS_BYTES]; /* to its client, by the last ACK; zero: none */
+    uint64_t not_before_ms;                        /* WAITING: refused everywhere; tried again then */
+    uint64_t wait_until_ms;                        /* WAITING: then it is judged. 0: not waited yet */
+    uint64_t cancel_until_ms;                      /* CANCELLING */
+    uint64_t cancelled_us;                         /* by its client; 0: not */
+    uint64_t granted;                              /* tokens that its client takes, over all choices */
+    uint32_t route_us;                             /* residence here before the first dispatch */
 
     /* at the worker; valid while worker is set */
     struct worker *worker; /* ref, owned by worker_pool */
@@ -129,6 +135,7 @@ struct request {
     bool asked_again;         /* whether it is still there, after a link was lost */
     bool started;             /* the worker said that it computes it */
     uint64_t released_before; /* when it was sent there; more is progress */
+    uint64_t grant_again_ms;  /* its worker is told the total again */
 
     /* what its client has */
     uint32_t next[WIRE_SEQUENCES_MAX]; /* numbers expected: of each choice, and of the prompt's log probabilities */
@@ -141,7 +148,7 @@ struct request {
     struct inflight_tenant *tenant;
     bool kept; /* acknowledged, may be shed: in both of these lists */
     TAILQ_ENTRY(request) in_kept, in_tenant;
-    UT_hash_handle by_id, by_stream, by_backend;
+    UT_hash_handle by_id, by_stream;
 };
 
 struct inflight_config {
@@ -160,6 +167,9 @@ enum status inflight_add(struct inflight *inflight, struct session *session, zmq
 void inflight_remove(struct inflight *inflight, struct request *request); /* frees */
 void inflight_move(struct inflight *inflight, struct request *request, enum request_state state);
 
+/* Before its client is asked to send it again: the new one has its loss count. */
+void inflight_keep_losses(struct inflight *inflight, const struct request *request);
+
 /* Its client sent it again: it goes on with these frames, under that stream and attempt, behind that resume. Takes them
  * as inflight_add. STATUS_EXISTS: the stream is in use. STATUS_LIMIT: too large. */
 enum status inflight_replace(struct inflight *inflight, struct request *request, zmq_msg_t *head_frame,
@@ -172,7 +182,7 @@ void inflight_keep_ids(struct inflight *inflight, struct request *request, unsig
 void inflight_shed(struct inflight *inflight, struct request *request); /* once; later calls do nothing */
 
 /* Gives it to a worker under a stream number of ours that no other request has. */
-enum status inflight_bind(struct inflight *inflight, struct request *request, struct worker *worker);
+void inflight_bind(struct inflight *inflight, struct request *request, struct worker *worker);
 /* No-op without a worker. It is not shed while it has none. */
 void inflight_unbind(struct inflight *inflight, struct request *request);
 

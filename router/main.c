@@ -27,6 +27,9 @@
 /* Two links to each worker, of a socket and two for its monitor; 64 for the rest. ZeroMQ's own limit is 1,023. */
 enum { SOCKETS_MAX = 6 * WORKER_POOL_MAX + 64 };
 
+/* Between busy turns: a fifth of the 1 ms that may be added to a request; 400 saves no more (docs/performance/router.md). */
+enum { PACE_US = 200 };
+
 enum { /* of open files: check_descriptors */
        WORKER_DESCRIPTORS = 8,
        CLIENT_DESCRIPTORS = 2,
@@ -257,6 +260,7 @@ static enum status serve(struct program *program, void *zmq_context, const char 
 {
     struct router_settings *settings = program->settings;
     TRY(loop_create(&program->loop));
+    loop_set_pace(program->loop, PACE_US);
     TRY(loop_on_signal(program->loop, SIGTERM, on_signal, program));
     TRY(loop_on_signal(program->loop, SIGINT, on_signal, program));
     TRY(router_create(program->loop, zmq_context, settings, redis_password[0] ? redis_password : NULL,

@@ -8,10 +8,9 @@
  *   replace  compare-and-set on (owner, epoch): ours says whether desired stands; the answer tells what stands.
  *            A new owner raises the epoch, and has no tokens yet. The same owner (to note its cache id) keeps epoch,
  *            tokens and tier.
- *   forget   deletes if (owner, epoch) still stand; ours says whether it did.
  *
- * Routers write owner, cache id and epoch. Tokens and tier are written by the owner alone (worker/server/
- * conversations.h); what a caller puts there is not looked at.
+ * Routers write owner, cache id and epoch. Tokens and tier are written by the owner alone, and it alone deletes a
+ * record (worker/server/conversations.h); what a caller puts there is not looked at.
  *
  * Epochs grow: a new one is max(stored + 1, the store's clock in us, the epoch given). So the store's clock and the
  * epoch tell how old an ownership is. Loop thread only. */
@@ -52,7 +51,7 @@ struct placement_answer {
     enum status st; /* OK; TIMEOUT: over budget; CLOSED, LIMIT or IO: the store does not serve */
     bool late;      /* after a STATUS_TIMEOUT: the answer after all, or STATUS_CLOSED when there will be none */
     bool ours;
-    bool found; /* record is valid; false after a forget */
+    bool found; /* record is valid */
     struct placement_record record;
     uint64_t age_ms; /* with found: since the owner became it, on the store's clock; 0: just now, or in its future */
 };
@@ -71,9 +70,6 @@ struct placement_ops {
     enum status (*replace)(struct placement *self, const struct placement_key *key,
                            const struct placement_record *expected, const struct placement_record *desired,
                            uint32_t budget_ms, placement_answer_fn *fn, void *user);
-    enum status (*forget)(struct placement *self, const struct placement_key *key,
-                          const struct placement_record *expected, uint32_t budget_ms, placement_answer_fn *fn,
-                          void *user);
     bool (*up)(const struct placement *self);
     void (*destroy)(struct placement *self); /* open callbacks get STATUS_CLOSED first */
 };

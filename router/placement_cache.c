@@ -41,11 +41,6 @@ struct placement_record *placement_cache_put(struct placement_cache *cache, cons
     return recent_put(cache->records, key->id, record);
 }
 
-void placement_cache_remove(struct placement_cache *cache, const struct placement_key *key)
-{
-    recent_remove(cache->records, key->id);
-}
-
 uint32_t placement_cache_count(const struct placement_cache *cache)
 {
     return recent_count(cache->records);

@@ -16,7 +16,6 @@ void placement_cache_destroy(struct placement_cache **cache); /* accepts NULL */
 struct placement_record *placement_cache_find(struct placement_cache *cache, const struct placement_key *key);
 struct placement_record *placement_cache_put(struct placement_cache *cache, const struct placement_key *key,
                                              const struct placement_record *record);
-void placement_cache_remove(struct placement_cache *cache, const struct placement_key *key);
 uint32_t placement_cache_count(const struct placement_cache *cache);
 
 #endif

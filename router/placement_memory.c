@@ -138,23 +138,6 @@ static enum status memory_replace(struct placement *self, const struct placement
     return answer_later(memory, &answer, fn, user);
 }
 
-static enum status memory_forget(struct placement *self, const struct placement_key *key,
-                                 const struct placement_record *expected, uint32_t budget_ms, placement_answer_fn *fn,
-                                 void *user)
-{
-    (void)budget_ms;
-    struct memory *memory = memory_of(self);
-    const struct placement_record *record = placement_cache_find(memory->records, key);
-    struct placement_answer answer = {.ours = stands(record, expected), .found = record != NULL};
-    if (record)
-        answer.record = *record;
-    if (answer.ours) {
-        answer.found = false;
-        placement_cache_remove(memory->records, key);
-    }
-    return answer_later(memory, &answer, fn, user);
-}
-
 static bool memory_up(const struct placement *self)
 {
     (void)self;
@@ -174,7 +157,6 @@ static const struct placement_ops memory_ops = {
     .name = "memory",
     .claim = memory_claim,
     .replace = memory_replace,
-    .forget = memory_forget,
     .up = memory_up,
     .destroy = memory_destroy,
 };

@@ -9,7 +9,7 @@
 #include "common/redis_script.h"
 #include "router/placement.h"
 
-enum script_kind { SCRIPT_CLAIM, SCRIPT_REPLACE, SCRIPT_FORGET, SCRIPT_COUNT };
+enum script_kind { SCRIPT_CLAIM, SCRIPT_REPLACE, SCRIPT_COUNT };
 
 static const char *const script_text[SCRIPT_COUNT] = {
     /* owner, cache, epoch given, ttl */
@@ -24,10 +24,6 @@ static const char *const script_text[SCRIPT_COUNT] = {
                          "else r = {ARGV[1], ARGV[2], epoch(tonumber(ARGV[6]), tonumber(ARGV[3])), '0', ''} end\n"
                          "write(r, ARGV[4])\n"
                          "return answer(1, r)\n",
-    /* expected owner, expected epoch */
-    [SCRIPT_FORGET] = REDIS_RECORD_LUA "if not r or r[1] ~= ARGV[1] or r[3] ~= ARGV[2] then return answer(0, r) end\n"
-                                       "redis.call('UNLINK', key)\n"
-                                       "return answer(1, nil)\n",
 };
 
 enum { NUMBER_MAX = 24 }; /* 20 digits of 2^64 */
@@ -175,7 +171,7 @@ static void add_expected(struct arguments *arguments, const struct placement_rec
     arguments->words[arguments->count++] = arguments->expected_epoch;
 }
 
-/* desired and expected may be NULL. */
+/* expected may be NULL. */
 static enum status call(struct placement *self, enum script_kind kind, const struct placement_key *key,
                         const struct placement_record *desired, const struct placement_record *expected,
                         uint32_t budget_ms, placement_answer_fn *fn, void *user)
@@ -183,8 +179,7 @@ static enum status call(struct placement *self, enum script_kind kind, const str
     struct arguments arguments = {.cache = ""};
     snprintf(arguments.key, sizeof arguments.key, REDIS_RECORD_KEY, key->hex);
     arguments.words[arguments.count++] = arguments.key;
-    if (desired)
-        add_record(&arguments, desired);
+    add_record(&arguments, desired);
     if (expected)
         add_expected(&arguments, expected);
     struct operation *operation = calloc(1, sizeof *operation);
@@ -213,13 +208,6 @@ static enum status store_replace(struct placement *self, const struct placement_
     return call(self, SCRIPT_REPLACE, key, desired, expected, budget_ms, fn, user);
 }
 
-static enum status store_forget(struct placement *self, const struct placement_key *key,
-                                const struct placement_record *expected, uint32_t budget_ms, placement_answer_fn *fn,
-                                void *user)
-{
-    return call(self, SCRIPT_FORGET, key, NULL, expected, budget_ms, fn, user);
-}
-
 static bool store_up(const struct placement *self)
 {
     return redis_link_up(store_of(self)->link);
@@ -237,7 +225,6 @@ static const struct placement_ops store_ops = {
     .name = "redis",
     .claim = store_claim,
     .replace = store_replace,
-    .forget = store_forget,
     .up = store_up,
     .destroy = store_destroy,
 };

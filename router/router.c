@@ -14,7 +14,8 @@
  *   2. work of a tick is done at the end of a turn, when sockets have been read;
  *   3. it is open for clients once it knows what its decisions need: Redis answered and everybody it names is up, or
  *      the time for that is over. A router that is restarted under load would send conversations anywhere before;
- *   4. on_drained is called once, when nothing is in flight and no client is owed a byte. */
+ *   4. on_drained is called once, when nothing is in flight and clients have seen their terminals. That ZeroMQ or the
+ *      network took them is not enough: what is still in a socket is lost with it, once its peer sends us anything. */
 #include "router/router.h"
 #include <inttypes.h>
 #include <stdio.h>
@@ -31,7 +32,7 @@ enum {
     TICK_MS = 25,            /* 8,192 requests looked at 40 times a second: 0.3 M looks, about 1% of a core */
     SILENCE_STALLS_MAX = 10, /* in a row: one that stalls in every turn finds out who is gone 20 leases late */
     DEADLINE_STALLS_MAX = 1, /* and keeps deadlines one lease late */
-    DRAIN_SETTLE_MS = 200,   /* after the last terminal: LINGER is 0, so what ZeroMQ holds must get out first */
+    DRAIN_SETTLE_MS = 200,   /* after the last terminal: who asked before GOAWAY came is refused, not left alone */
     REDIS_ABSENT_MS = 1500,  /* after start: then say so; a first connection and its probe need less */
     MEET_MS = 500,           /* for workers, from when Redis answers or is given up: a connection, HELLO and a lease of
                                 200 ms on each link; who is named there and gone needs not be waited for longer */
@@ -122,7 +123,9 @@ static void check_drained(struct router *router)
         router->drain_quiet_ms = 0;
     } else if (router->drain_quiet_ms == 0) {
         router->drain_quiet_ms = now;
-    } else if (now - router->drain_quiet_ms >= DRAIN_SETTLE_MS && router->on_drained) {
+        frontend_ask_seen(router->frontend);
+    } else if (now - router->drain_quiet_ms >= DRAIN_SETTLE_MS && frontend_seen(router->frontend) &&
+               router->on_drained) {
         void (*fn)(void *user) = router->on_drained;
         router->on_drained = NULL;
         fn(router->drained_user);
@@ -286,6 +289,7 @@ void router_stats_read(const struct router *router, struct router_stats *out)
 {
     *out = router->stats;
     out->malformed = frontend_malformed(router->frontend);
+    out->refusals_dropped = frontend_refusals_dropped(router->frontend);
     out->shed = inflight_shed_count(router->inflight);
     out->decisions_dropped = decision_log_dropped(router->decisions);
     out->in_flight_bytes = inflight_bytes(router->inflight);

@@ -62,6 +62,7 @@ struct router_stats {  /* totals since start, unless it says "now" */
     double placement_seconds;                          /* the sum of those times */
     uint64_t decisions_dropped;                        /* lines of the decision log */
     uint64_t malformed;                                /* frames from clients */
+    uint64_t refusals_dropped;                         /* of clients that do not read what was before them */
 
     uint64_t moves;          /* requests sent on with the tokens that they had, after their worker was lost */
     uint64_t resumes_taken;  /* requests that came from a client with tokens */

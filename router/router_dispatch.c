@@ -30,15 +30,17 @@ static bool was_refused_by(const struct request *request, uint64_t name_hash)
     return false;
 }
 
-/* Can it go on there from the tokens that it has? */
+/* Can it go on there from the tokens that it has? A client whose router died before it learned whose numerics they are does not
+ * say any: then only the worker that still has the request does (router_attach.c). */
 static bool continues_at(const struct request *request, const struct worker *worker)
 {
     if (request->released == 0)
         return true;
     if (!(worker_capabilities(worker) & WIRE_CAN_RESUME))
         return false;
-    return !request->has_numerics || request->inexact ||
-           wire_span_equal(worker_numerics_id(worker), wire_span_of(request->numerics_id, REQUEST_NUMERICS_BYTES));
+    return request->inexact ||
+           (request->has_numerics &&
+            wire_span_equal(worker_numerics_id(worker), wire_span_of(request->numerics_id, REQUEST_NUMERICS_BYTES)));
 }
 
 bool request_may_use(struct router *router, const struct request *request, const struct worker *worker)
@@ -138,7 +140,8 @@ static enum status send_to(struct router *router, struct request *request, struc
     zmq_msg_copy(&body_frame, &request->body_frame); /* shares the bytes */
     if (known)
         return worker_send_known(worker, &head_frame, &body_frame);
-    return worker_send_request(worker, &head_frame, &body_frame, request_tokens_at(request, worker));
+    return worker_send_request(worker, request->backend_stream, &head_frame, &body_frame,
+                               request_tokens_at(request, worker));
 }
 
 enum status request_dispatch(struct router *router, struct request *request, struct worker *worker,
@@ -146,7 +149,7 @@ enum status request_dispatch(struct router *router, struct request *request, str
 {
     if (PROBE("router.dispatch"))
         return STATUS_FAIL(STATUS_AGAIN, "a probe");
-    TRY(inflight_bind(router->inflight, request, worker));
+    inflight_bind(router->inflight, request, worker);
     struct wire_attempt attempt = next_attempt(request);
     enum status st = send_to(router, request, worker, attempt, reason == POLICY_ATTACHED);
     if (st != STATUS_OK) {
@@ -183,7 +186,7 @@ void request_leave_worker(struct router *router, struct request *request)
     if (request->sent_unacknowledged)
         worker_body_acknowledged(worker, request->body_bytes);
     request->sent_unacknowledged = false;
-    worker_stream_close(worker);
+    worker_stream_close(worker, request->backend_stream);
     inflight_unbind(router->inflight, request);
     router->retry_waiting = true; /* there is room now */
 }
@@ -224,7 +227,7 @@ static bool may_still_go(struct router *router, const struct request *request, b
         if (!worker_ready(worker))
             continue;
         *any_ready = true;
-        may = may || (request->moves > 0 && continues_at(request, worker));
+        may = may || ((request->moves > 0 || request->released > 0) && continues_at(request, worker));
     }
     return may;
 }

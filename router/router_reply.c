@@ -1,17 +1,17 @@
 /* router_reply.c - what comes from workers, and what it does to the request that it is about.
  *
  *   on_worker_message -> find_request --of an older attempt, or unknown--> dropped and counted
- *        |-- on_ack --------> accept: the client gets its ACK and its bytes back; started: it may be blamed
+ *        |-- on_ack --------> accept: the client gets its ACK and its bytes back, and another ACK where the numerics are
+ *        |                    others; started: it may be blamed
  *        |-- on_tokens -----> pass_row: the next in sequence, under the client's number --> frontend_tokens
  *        |-- on_done -------> request_end (router_request.c): DONE with route and epoch
- *        |-- on_error ------> over capacity: try_next -> request_route (router_route.c); given up: request_given_up;
- *        |                    else request_end
- *        |-- on_stream_ref -> WRONG_OWNER: try_next; NEED_HISTORY, RESEND: request_end
+ *        |-- on_error ------> over capacity: try_next -> request_route (router_route.c); else request_end
+ *        |-- on_stream_ref -> WRONG_OWNER: try_next; RESEND: request_given_up; NEED_HISTORY: request_end
  *        |-- on_superseded -> a newer attempt has it, through another router: request_end
  *        `-- router_attach_reply (router_attach.c)
  *   on_worker_lost -> request_lost --blamed twice, too many, or its body is gone--> the end of the request
  *                          `--else, with the tokens that its client has--> request_wait (router_dispatch.c)
- *   on_worker_relinked -> cancels and grants again, and what was not acknowledged; request_ask_again for the rest
+ *   on_worker_relinked -> grants again, and what was not acknowledged; request_ask_again for the rest
  *
  * Borrows everything from struct router (router_internal.h); owns nothing. Loop thread only. Always true:
  *   1. a message changes a request only if it names the worker, stream and attempt that the request was last sent by;
@@ -58,6 +58,14 @@ static struct request *find_request(struct router *router, const struct worker *
     return NULL;
 }
 
+/* Since its client was told what a resume has to ask for: it moved to a worker with others. */
+static bool numerics_changed(const struct request *request)
+{
+    struct wire_span numerics = worker_numerics_id(request->worker);
+    return request->state == REQUEST_SENT && numerics.size == REQUEST_NUMERICS_BYTES &&
+           memcmp(request->numerics_told, numerics.data, REQUEST_NUMERICS_BYTES) != 0;
+}
+
 /* Its worker answers for it. */
 static void accept(struct router *router, struct request *request)
 {
@@ -67,13 +75,17 @@ static void accept(struct router *router, struct request *request)
         inflight_acknowledged(router->inflight, request);
         router->retry_waiting = true;
     }
-    if (!request->body_acknowledged) {
-        request_acknowledge_body(request);
+    if (!request->body_acknowledged || numerics_changed(request)) {
+        struct wire_span numerics = worker_numerics_id(request->worker);
         frontend_ack(request->session, &(struct wire_stream_ref){.request_id = request_id_span(request),
                                                                  .stream = request->stream_key.stream,
                                                                  .attempt = request_client_attempt(request),
-                                                                 .numerics_id = worker_numerics_id(request->worker)});
+                                                                 .numerics_id = numerics});
+        if (numerics.size == REQUEST_NUMERICS_BYTES)
+            memcpy(request->numerics_told, numerics.data, REQUEST_NUMERICS_BYTES);
     }
+    if (!request->body_acknowledged)
+        request_acknowledge_body(request);
     if (request->state == REQUEST_SENT)
         inflight_move(router->inflight, request, REQUEST_ACCEPTED);
 }
@@ -137,7 +149,7 @@ static void on_tokens(struct router *router, struct worker *worker, const struct
         if (!request || request->state == REQUEST_CANCELLING || pass_row(router, request, &row))
             continue;
         LOG_WARN("worker %s skipped tokens of a stream", worker_name(worker));
-        worker_fault(worker, "it skipped tokens of a stream");
+        worker_fault(worker, request->backend_stream, "it skipped tokens of a stream");
         request_fail(router, request, WIRE_ERROR_INTERNAL, "the worker skipped tokens", 0);
     }
 }
@@ -161,7 +173,7 @@ static void on_done(struct router *router, struct worker *worker, struct wire_do
     if (done->released != request->released && request->state != REQUEST_CANCELLING) {
         LOG_WARN("worker %s released %" PRIu32 " tokens, %" PRIu64 " came", worker_name(worker), done->released,
                  request->released);
-        worker_fault(worker, "its tokens did not all come");
+        worker_fault(worker, request->backend_stream, "its tokens did not all come");
         request_fail(router, request, WIRE_ERROR_INTERNAL, "tokens of the reply were lost between worker and router",
                      0);
         return;
@@ -171,7 +183,7 @@ static void on_done(struct router *router, struct worker *worker, struct wire_do
         return;
     }
     (void)PROBE("router.done");
-    worker_success(worker);
+    worker_success(worker, request->backend_stream);
     request_note_cache(router, request, done->cache_id);
     count_done(router, request, done);
     struct wire_message message = {.kind = WIRE_DONE, .done = *done};
@@ -202,11 +214,11 @@ static bool try_next(struct router *router, struct request *request)
     return true;
 }
 
-/* Its client has tokens of it and waits for more: who lost its worker is not turned away as long as its deadline. */
+/* Who lost its worker, or its router and has tokens, is not turned away as long as its deadline. */
 static bool wait_refused(struct router *router, struct request *request, uint32_t retry_after_ms)
 {
-    if (request->moves == 0 || request->released > request->released_before || request->shed ||
-        request->state == REQUEST_CANCELLING)
+    if ((request->moves == 0 && request->released == 0) || request->released > request->released_before ||
+        request->shed || request->state == REQUEST_CANCELLING)
         return false;
     request->refusals = 0;
     request_leave_worker(router, request);
@@ -217,11 +229,12 @@ static bool wait_refused(struct router *router, struct request *request, uint32_
     return true;
 }
 
-/* A worker that no lease reached for long ends what nobody seems to want. A client's own cancel comes through this
- * router; if it ever comes by another one, this one's work is for nobody until it misses the client's lease. */
+/* A worker of the first release ends with CANCELLED what it ran when no lease of ours reached it for long: no cancel
+ * comes to it by another router. Later ones say RESEND, and CANCELLED only if somebody asked for it: the client,
+ * through whichever router. */
 static bool gave_up(const struct request *request, const struct wire_error *error)
 {
-    return error->code == WIRE_ERROR_CANCELLED &&
+    return error->code == WIRE_ERROR_CANCELLED && !(worker_capabilities(request->worker) & WIRE_CAN_ATTACH) &&
            (request->state == REQUEST_ACCEPTED || request->state == REQUEST_STREAMING);
 }
 
@@ -240,7 +253,7 @@ static void on_error(struct router *router, struct worker *worker, const struct 
         return;
     }
     if (error->code == WIRE_ERROR_INTERNAL)
-        worker_fault(worker, "it answered with an internal error");
+        worker_fault(worker, request->backend_stream, "it answered with an internal error");
     router->stats.not_exact += error->code == WIRE_ERROR_NOT_EXACT;
     router->stats.errors[error->code]++;
     struct wire_message message = {.kind = WIRE_ERROR, .error = *error};
@@ -250,8 +263,8 @@ static void on_error(struct router *router, struct worker *worker, const struct 
     request_end(router, request, &message);
 }
 
-/* NEED_HISTORY and RESEND are for the client library; WRONG_OWNER says that the process there is not the one we meant.
- */
+/* WRONG_OWNER says that the process there is not the one we meant, RESEND that it has given the request up because no
+ * lease of ours reached it. NEED_HISTORY is for the client library. */
 static void on_stream_ref(struct router *router, struct worker *worker, enum wire_kind kind,
                           const struct wire_stream_ref *ref)
 {
@@ -262,6 +275,10 @@ static void on_stream_ref(struct router *router, struct worker *worker, enum wir
         if (!try_next(router, request) && !wait_refused(router, request, ROUTER_BUSY_HINT_MS))
             request_fail(router, request, WIRE_ERROR_OVER_CAPACITY, "the worker was started again meanwhile",
                          ROUTER_BUSY_HINT_MS);
+        return;
+    }
+    if (kind == WIRE_RESEND) {
+        request_given_up(router, request);
         return;
     }
     struct wire_message message = {.kind = kind, .stream_ref = *ref};
@@ -333,6 +350,7 @@ static void move_on(struct router *router, struct request *request)
         request_fail(router, request, WIRE_ERROR_CANCELLED, "cancelled", 0);
     } else if (request->loss_count >= REQUEST_LOSSES_MAX) {
         router->stats.poisoned++;
+        LOG_WARN("%u workers were lost while they ran this request: it is not tried again", request->loss_count);
         request_fail(router, request, WIRE_ERROR_WORKER_LOST, "two workers were lost while they ran this request", 0);
     } else if (request->moves > REQUEST_MOVES_MAX) {
         request_fail(router, request, WIRE_ERROR_WORKER_LOST, "its worker was lost more often than a request may move",
@@ -368,7 +386,7 @@ static void request_relinked(struct router *router, struct request *request)
 {
     struct worker *worker = request->worker;
     if (request->state == REQUEST_CANCELLING) {
-        request_cancel_at_worker(request);
+        return; /* its cancel is sent again, like those of requests that have ended */
     } else if (request->state == REQUEST_SENT) {
         request_leave_worker(router, request);
         if (request_dispatch(router, request, worker, request->reason) != STATUS_OK)

@@ -26,6 +26,7 @@ enum {
     DRAIN_HINT_MS = 1000,    /* the library has gone to another router by then */
     CANCEL_ANSWER_MS = 1000, /* a worker answers within one of its steps; after this nobody waits for it */
     DEADLINE_GRACE_MS = 250, /* the worker's own answer is better: it has the usage */
+    GRANT_AGAIN_MS = 1000,   /* 8,192 requests a second, 12 bytes each: 98 KB/s over all workers */
 };
 #define NO_CREDIT   (UINT64_MAX / 2) /* the grant of a client that knows no credit: no limit */
 #define RETRY_SHARE 0.1              /* retries after refusals, as a share of the requests */
@@ -95,6 +96,7 @@ void request_resend(struct router *router, struct request *request)
                                                  .stream = request->stream_key.stream,
                                                  .attempt = request_client_attempt(request)}};
     router->stats.resends++;
+    inflight_keep_losses(router->inflight, request);
     LOG_DEBUG("its client is asked to send it again");
     request_end(router, request, &resend);
 }
@@ -127,7 +129,7 @@ static void refuse(struct router *router, struct session *session, const struct 
                                            .code = code,
                                            .detail = wire_span_str(detail),
                                            .retry_after_ms = retry_after_ms}};
-    frontend_terminal(session, &error);
+    frontend_refusal(session, &error);
     frontend_body_acknowledged(session, body_bytes);
 }
 
@@ -196,7 +198,8 @@ static void on_repeat(struct router *router, struct session *session, zmq_msg_t 
                "this router has as many requests as it can take", ROUTER_BUSY_HINT_MS);
 }
 
-/* Why a well-formed request is not taken at all; NULL: it is. */
+/* Why a well-formed request is not taken at all; NULL: it is. What is in flight already has its place: a repeat of it
+ * adds nothing. */
 static const char *refusal(const struct router *router, const struct session *session, const struct wire_head *head,
                            enum wire_error_code *code, uint32_t *retry_after_ms)
 {
@@ -204,6 +207,8 @@ static const char *refusal(const struct router *router, const struct session *se
         *code = WIRE_ERROR_TOO_LARGE;
         return "more tokens to resume behind than a router can send on: 65536 over all choices";
     }
+    if (inflight_find_id(router->inflight, head->tenant, head->request_id))
+        return NULL;
     *code = WIRE_ERROR_OVER_CAPACITY;
     if (router->draining) {
         *retry_after_ms = DRAIN_HINT_MS;
@@ -313,6 +318,13 @@ struct frontend_events router_client_events(struct router *router)
 
 /* ---- time ---- */
 
+/* Whatever became of the lease that told it. */
+static void grant_again(struct request *request, uint64_t now)
+{
+    worker_grant(request->worker, request->backend_stream, request->granted, false);
+    request->grant_again_ms = now + GRANT_AGAIN_MS;
+}
+
 static void expire_request(struct router *router, struct request *request, uint64_t now)
 {
     uint64_t grace_ms = request->worker ? DEADLINE_GRACE_MS : 0;
@@ -326,6 +338,8 @@ static void expire_request(struct router *router, struct request *request, uint6
         request_wait_over(router, request);
     else if (request->state == REQUEST_WAITING && request->not_before_ms && now >= request->not_before_ms)
         router->retry_waiting = true;
+    else if (request->worker && now >= request->grant_again_ms)
+        grant_again(request, now);
 }
 
 void router_expire_requests(struct router *router, uint64_t now)

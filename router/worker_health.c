@@ -3,11 +3,12 @@
  *
  *   CLOSED --3 faults within 30 s--> OPEN --1 s, doubled each time up to 30 s--> HALF_OPEN: one request at a time
  *      ^                              ^                                            |
- *      |                              `---------------- a fault -------------------+
- *      `--------------------------------- worker_success --------------------------'
+ *      |                              `------- its fault, or the worker is lost ---+
+ *      `--------------------------------- its success -----------------------------'
  *
  * A fault is a loss (two if it had come up less than 5 s before: a crash loop) or INTERNAL. A worker that leaves after
- * it said so has no fault. One answer closes the breaker; the doubling is forgotten after a minute without opening. */
+ * it said so has no fault. The answer to that one request closes the breaker: others that were there before tell
+ * nothing of now. The doubling is forgotten after a minute without opening. */
 #include <string.h>
 #include "common/log.h"
 #include "router/worker_internal.h"
@@ -39,7 +40,27 @@ static void breaker_open(struct worker *worker, uint64_t now_ms, const char *why
     LOG_WARN("worker %s fails again and again (%s): nothing goes there for %u ms", worker->name, why, worker->open_ms);
 }
 
-static void take_faults(struct worker *worker, uint64_t now_ms, unsigned count, const char *why)
+static bool is_probe(const struct worker *worker, uint32_t stream)
+{
+    return worker->breaker == WORKER_BREAKER_HALF_OPEN && worker->probing && worker->probe_stream == stream;
+}
+
+void worker_health_sent(struct worker *worker, uint32_t stream)
+{
+    if (worker->breaker != WORKER_BREAKER_HALF_OPEN || worker->probing)
+        return;
+    worker->probing = true;
+    worker->probe_stream = stream;
+}
+
+void worker_health_closed(struct worker *worker, uint32_t stream)
+{
+    if (worker->probe_stream == stream)
+        worker->probing = false;
+}
+
+/* decides: a half-open one is judged by these. */
+static void take_faults(struct worker *worker, uint64_t now_ms, unsigned count, bool decides, const char *why)
 {
     worker->faults += count;
     worker->pool->due = true;
@@ -50,18 +71,18 @@ static void take_faults(struct worker *worker, uint64_t now_ms, unsigned count, 
     uint64_t third_ms =
         worker->fault_ms[worker->fault_at]; /* the oldest of the last three; 0: there were not so many */
     bool many = third_ms > 0 && now_ms - third_ms <= FAULT_WINDOW_MS;
-    if (worker->breaker == WORKER_BREAKER_HALF_OPEN || (worker->breaker == WORKER_BREAKER_CLOSED && many))
+    if (worker->breaker == WORKER_BREAKER_HALF_OPEN ? decides : worker->breaker == WORKER_BREAKER_CLOSED && many)
         breaker_open(worker, now_ms, why);
 }
 
-void worker_fault(struct worker *worker, const char *why)
+void worker_fault(struct worker *worker, uint32_t stream, const char *why)
 {
-    take_faults(worker, worker_now_ms(worker), 1, why);
+    take_faults(worker, worker_now_ms(worker), 1, is_probe(worker, stream), why);
 }
 
-void worker_success(struct worker *worker)
+void worker_success(struct worker *worker, uint32_t stream)
 {
-    if (worker->breaker != WORKER_BREAKER_HALF_OPEN)
+    if (!is_probe(worker, stream))
         return;
     worker->breaker = WORKER_BREAKER_CLOSED;
     worker->closed_ms = worker_now_ms(worker);
@@ -82,7 +103,7 @@ void worker_health_lost(struct worker *worker, uint64_t now_ms, bool leaving)
     if (worker->pool->last_resort == worker)
         worker->pool->last_resort = NULL;
     if (!leaving)
-        take_faults(worker, now_ms, now_ms - worker->since_ms < CRASH_LOOP_MS ? 2 : 1, "it was lost");
+        take_faults(worker, now_ms, now_ms - worker->since_ms < CRASH_LOOP_MS ? 2 : 1, true, "it was lost");
 }
 
 static bool breaker_lets(const struct worker *worker)
@@ -172,6 +193,7 @@ void worker_info(const struct worker *worker, struct worker_info *out)
         .faults = worker->faults,
         .losses = worker->losses,
         .relinks = worker->relinks,
+        .leases_dropped = worker->leases_dropped,
         .up_ms = worker->up ? worker_now_ms(worker) - worker->since_ms + 1 : 0,
         .tokens_bytes = worker->tokens_bytes,
     };

@@ -19,6 +19,15 @@ struct worker_sent { /* tokens sent to it, until it has heard our lease that fol
     uint64_t tokens;
 };
 
+/* One that has been told, or was to be while the link was down. It is gone once the worker has heard a lease of ours
+ * behind it, and sent again when the link is another one. */
+struct worker_cancel {
+    uint64_t number; /* of that lease; UINT64_MAX: not sent by this link */
+    struct wire_attempt attempt;
+    uint8_t request_id[WIRE_ID_BYTES];
+    char tenant[WIRE_NAME_MAX + 1], conversation[WIRE_NAME_MAX + 1];
+};
+
 struct worker_grant {
     uint32_t stream;
     uint64_t tokens;
@@ -39,6 +48,7 @@ struct worker {
     bool data_renew;                    /* another data endpoint: at the end of the turn */
     bool refused_name;                  /* somebody else has it and is up */
     uint64_t hello_ms;
+    uint64_t connect_ms; /* a channel could not be created: not again before */
     uint8_t incarnation[WIRE_ID_BYTES], numerics_id[32];
     bool has_incarnation, has_numerics_id;
     uint32_t capabilities, stream_window;
@@ -56,6 +66,7 @@ struct worker {
     uint64_t echoed, data_echoed;     /* highest of our numbers that came back */
     uint64_t alive_ms, data_alive_ms; /* when it did */
     uint64_t data_heard_ms;
+    uint64_t leases_dropped; /* with an old number, or an echo of nothing that we sent */
     enum wire_life life;
     bool goaway, hung;
     struct worker_drain drain;
@@ -80,8 +91,11 @@ struct worker {
     uint64_t open_until_ms, closed_ms;
     uint32_t open_ms; /* how long it is open the next time */
     bool probing;     /* half-open: its one request is there */
+    uint32_t probe_stream;
 
     /* worker_send.c */
+    struct worker_cancel *cancels; /* owned; oldest first */
+    unsigned cancel_count, cancel_room;
     uint64_t body_bytes_open, body_bytes_max;
     uint32_t streams, streams_max;
 };
@@ -149,10 +163,19 @@ void worker_grants_flush(struct worker *worker);           /* those that are due
 void worker_tokens_received(struct worker *worker, size_t bytes);
 void worker_sent_add(struct worker *worker, uint64_t tokens);
 
+/* ---- worker_send.c ---- */
+
+void worker_cancels_arrived(struct worker *worker, uint64_t echo);
+void worker_cancels_unsent(struct worker *worker); /* the link is another one */
+void worker_cancels_send(struct worker *worker);   /* those */
+void worker_cancels_drop(struct worker *worker);   /* another process is there */
+
 /* ---- worker_health.c ---- */
 
 void worker_health_up(struct worker *worker, uint64_t now_ms);
 void worker_health_lost(struct worker *worker, uint64_t now_ms, bool leaving);
+void worker_health_sent(struct worker *worker, uint32_t stream);   /* a half-open one: that is its one request */
+void worker_health_closed(struct worker *worker, uint32_t stream); /* without a verdict: the next may try */
 /* Over all: open breakers become half-open; the last resort, and the oldest. */
 void worker_health_turn(struct worker_pool *pool);
 bool worker_could_work(const struct worker *worker); /* ready, whatever the breaker says */

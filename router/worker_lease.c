@@ -3,7 +3,10 @@
  *   every lease_ms, and at the end of a turn with grants that are due: worker_lease_send --number, grants--> worker
  *   worker_lease_take <--echo, life, load-- worker
  *
- * Grants wait in order of the calls and are sorted when they go out: a stream once, with its highest total. */
+ * Grants wait in order of the calls and are sorted when they go out: a stream once, with its highest total. What the
+ * channel does not take waits for the next lease.
+ *
+ * A lease from the worker with a number that is not new, or an echo of something never sent, is dropped and counted. */
 #include <stdlib.h>
 #include <string.h>
 #include "common/log.h"
@@ -11,8 +14,9 @@
 #include "router/worker_internal.h"
 
 enum {
-    GRANT_ROWS_MAX = 20000,    /* of one lease: 12 bytes each, 240,000 of WIRE_LEASE_BYTES_MAX */
-    GRANTS_KEPT_MAX = 1 << 16, /* then they go out at once: 1 MiB */
+    GRANT_ROWS_MAX = 20000, /* of one lease: 12 bytes each, 240,000 of WIRE_LEASE_BYTES_MAX */
+    GRANTS_DUE = 1 << 16,   /* then they go out at once: 1 MiB */
+    GRANTS_MAX = 2 << 16,   /* kept when nothing goes out; further ones come again (router_request.c) */
 };
 _Static_assert(GRANT_ROWS_MAX * 12 + 4096 <= WIRE_LEASE_BYTES_MAX, "a lease frame");
 
@@ -57,7 +61,7 @@ static void sent_reset(struct worker *worker)
 
 void worker_grant(struct worker *worker, uint32_t stream, uint64_t tokens_total, bool now)
 {
-    if (!worker_connected(worker) || !(worker->capabilities & WIRE_CAN_CREDIT))
+    if (!worker_connected(worker) || !(worker->capabilities & WIRE_CAN_CREDIT) || worker->grant_count >= GRANTS_MAX)
         return;
     if (worker->grant_count == worker->grant_room) {
         unsigned room = worker->grant_room ? 2 * worker->grant_room : 64;
@@ -70,7 +74,7 @@ void worker_grant(struct worker *worker, uint32_t stream, uint64_t tokens_total,
         worker->grant_room = room;
     }
     worker->grants[worker->grant_count++] = (struct worker_grant){.stream = stream, .tokens = tokens_total};
-    worker->grant_now = worker->grant_now || now || worker->grant_count >= GRANTS_KEPT_MAX;
+    worker->grant_now = worker->grant_now || now || worker->grant_count >= GRANTS_DUE;
     worker->pool->due = worker->pool->due || worker->grant_now;
 }
 
@@ -103,11 +107,13 @@ static void put_bytes(uint8_t *out, uint64_t value, unsigned bytes)
         out[i] = (uint8_t)(value >> 8 * i);
 }
 
-static void send_control_lease(struct worker *worker, const struct worker_grant *grants, unsigned count)
+/* Did the grants leave? */
+static bool send_control_lease(struct worker *worker, const struct worker_grant *grants, unsigned count)
 {
     uint8_t *columns = count ? malloc((size_t)count * 12) : NULL;
-    if (count && !columns)
-        count = 0; /* they are lost; the lease is not */
+    bool all = count == 0 || columns;
+    if (!all)
+        count = 0; /* the lease goes without them */
     for (unsigned i = 0; i < count; i++) {
         put_bytes(columns + 4 * i, grants[i].stream, 4);
         put_bytes(columns + 4 * (size_t)count + 8 * i, grants[i].tokens, 8);
@@ -122,22 +128,27 @@ static void send_control_lease(struct worker *worker, const struct worker_grant 
                   .credit_streams = wire_span_of(columns, 4 * (size_t)count),
                   .credit_tokens = wire_span_of(columns ? columns + 4 * (size_t)count : NULL, 8 * (size_t)count),
                   .credit_connection_bytes = credit ? worker->tokens_bytes + WORKER_CONNECTION_CREDIT_BYTES : 0}};
-    worker->tokens_bytes_told = worker->tokens_bytes;
-    (void)frame_send(worker->control, NULL, &lease);
+    bool sent = frame_send(worker->control, NULL, &lease) == STATUS_OK;
+    if (sent)
+        worker->tokens_bytes_told = worker->tokens_bytes;
     free(columns);
+    return sent && all;
 }
 
 static void send_grants_and_lease(struct worker *worker)
 {
     unsigned sent = 0;
+    bool left;
     sort_grants(worker);
     do {
         unsigned rows = worker->grant_count - sent < GRANT_ROWS_MAX ? worker->grant_count - sent : GRANT_ROWS_MAX;
-        send_control_lease(worker, worker->grants ? worker->grants + sent : NULL, rows);
-        sent += rows;
-    } while (sent < worker->grant_count);
-    worker->grant_count = 0;
-    worker->grant_now = false;
+        left = send_control_lease(worker, worker->grants ? worker->grants + sent : NULL, rows);
+        sent += left ? rows : 0;
+    } while (left && sent < worker->grant_count);
+    worker->grant_count -= sent;
+    if (sent && worker->grant_count)
+        memmove(worker->grants, worker->grants + sent, worker->grant_count * sizeof *worker->grants);
+    worker->grant_now = false; /* what is left goes with the next one of the timer */
 }
 
 /* Of the connection: when half of what it may send ahead has come, it is told at once. */
@@ -198,9 +209,8 @@ static void judge_overload(struct worker *worker, uint64_t now_ms)
 
 static void take_data_lease(struct worker *worker, const struct wire_lease *lease)
 {
-    if (lease->number > worker->data_heard_number)
-        worker->data_heard_number = lease->number;
-    if (lease->echo > worker->data_echoed && lease->echo <= worker->data_number) {
+    worker->data_heard_number = lease->number;
+    if (lease->echo > worker->data_echoed) {
         worker->data_echoed = lease->echo;
         worker->data_alive_ms = worker_now_ms(worker);
     }
@@ -211,17 +221,22 @@ void worker_lease_take(struct worker *worker, bool data, const struct wire_lease
     if (!worker->has_incarnation || lease->session.size != WIRE_ID_BYTES ||
         memcmp(lease->session.data, worker->incarnation, WIRE_ID_BYTES) != 0)
         return; /* of a process that we do not speak to: its WELCOME is on the way */
+    if (lease->number <= (data ? worker->data_heard_number : worker->heard_number) ||
+        lease->echo > (data ? worker->data_number : worker->number)) {
+        worker->leases_dropped++;
+        return;
+    }
     if (data) {
         take_data_lease(worker, lease);
         return;
     }
-    if (lease->number > worker->heard_number)
-        worker->heard_number = lease->number;
+    worker->heard_number = lease->number;
     worker->life = lease->state;
     if (lease->state == WIRE_LIFE_READY)
         worker->goaway = false; /* its drain was called off: it says draining from its GOAWAY on */
-    if (lease->echo > worker->echoed && lease->echo <= worker->number) {
+    if (lease->echo > worker->echoed) {
         sent_forget(worker, lease->echo);
+        worker_cancels_arrived(worker, lease->echo);
         worker->echoed = lease->echo;
         worker->alive_ms = worker_now_ms(worker);
         worker->suspect_ms = 0;
@@ -247,6 +262,7 @@ void worker_lease_reset(struct worker *worker, bool data)
     worker->number = worker->echoed = worker->heard_number = 0;
     worker->grant_count = 0;
     worker->grant_now = false;
+    worker_cancels_unsent(worker);
     sent_reset(worker);
 }
 

@@ -17,6 +17,7 @@
 
 enum {
     HELLO_AGAIN_MS = 1000,   /* a HELLO that was lost or refused: 1,024 workers are 1,024 small frames a second */
+    CONNECT_AGAIN_MS = 1000, /* a channel that could not be created: no descriptor was left, say */
     PROBE_AGAIN_MS = 50,     /* while a link is down and somebody speaks: as often as ZeroMQ tries at its fastest */
     PROBE_UNCLEAR_MS = 10,   /* a process that is being killed accepts until its listener is closed: microseconds */
     GRANT_DEFAULT = 4 << 20, /* four of the largest bodies, when a WELCOME does not say */
@@ -163,6 +164,7 @@ static void on_data_welcome(struct worker *worker, bool same)
 static void another_incarnation(struct worker *worker, const struct wire_welcome *welcome)
 {
     worker_down(worker, "another process answers under its address");
+    worker_cancels_drop(worker);
     memcpy(worker->incarnation, welcome->session.data, WIRE_ID_BYTES);
     worker->has_incarnation = true;
     worker->welcome_data = worker->goaway = worker->hung = false;
@@ -215,6 +217,7 @@ static void on_welcome(struct worker *worker, bool data, const struct wire_welco
         worker->data_renew = worker->pool->due = true;
     }
     worker_lease_send(worker, false);
+    worker_cancels_send(worker);
     worker_maybe_up(worker);
     if (worker->up)
         worker_call_ready(worker);
@@ -388,6 +391,24 @@ void worker_link_expire(struct worker *worker, uint64_t now_ms)
     }
 }
 
+static bool wants_channel(const struct worker *worker)
+{
+    return !worker->control || (!worker->data && worker->data_endpoint[0]);
+}
+
+/* New ones, and those that could not be created before. */
+static void create_channels(struct worker *worker, uint64_t now_ms)
+{
+    enum status st = worker->control ? STATUS_OK : worker_connect(worker);
+    if (st == STATUS_OK && wants_channel(worker))
+        st = connect_data(worker);
+    if (st == STATUS_OK)
+        return;
+    worker->connect_ms = now_ms + CONNECT_AGAIN_MS;
+    if (worker_pool_may_log(worker->pool))
+        LOG_WARN("worker %s: no connection to it, tried again in a second: %s", worker_label(worker), status_detail());
+}
+
 void worker_link_turn(struct worker *worker, uint64_t now_ms)
 {
     probe_if_due(worker, now_ms);
@@ -395,16 +416,14 @@ void worker_link_turn(struct worker *worker, uint64_t now_ms)
         worker_disconnect(worker, true);
         snprintf(worker->endpoint, sizeof worker->endpoint, "%s", worker->next_endpoint);
         worker->next_endpoint[0] = 0;
-        if (worker_connect(worker) != STATUS_OK && worker_pool_may_log(worker->pool))
-            LOG_WARN("worker %s: %s", worker->name, status_detail());
     }
     if (worker->data_renew) {
         worker->data_renew = false;
         worker_down(worker, "its data endpoint changed");
         worker_disconnect(worker, false);
-        if (connect_data(worker) != STATUS_OK && worker_pool_may_log(worker->pool))
-            LOG_WARN("worker %s: %s", worker->name, status_detail());
     }
+    if (wants_channel(worker) && now_ms >= worker->connect_ms)
+        create_channels(worker, now_ms);
 }
 
 /* ---- what others ask ---- */

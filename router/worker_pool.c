@@ -80,6 +80,7 @@ static void worker_free(struct worker *worker)
 {
     link_probe_destroy(&worker->probe);
     worker_disconnect(worker, true);
+    worker_cancels_drop(worker);
     free(worker->grants);
     free(worker);
 }

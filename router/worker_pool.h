@@ -42,7 +42,7 @@ struct worker_pool;
 #define WORKER_DEAD_MS          2000  /* ten leases missed */
 #define WORKER_DATA_STALLED_MS  5000  /* nothing came by the data link, although leases do */
 #define WORKER_DATA_ECHO_MS     20000 /* nothing of ours arrived by the data link: 4 MiB of bodies at 1.7 Mbit/s */
-#define WORKER_STEP_MS          2000  /* of one step, or WORKER_STEP_MEDIANS times the median one: it hangs */
+#define WORKER_STEP_MS          1700 /* of one step, or WORKER_STEP_MEDIANS times the median one: it hangs; see below */
 #define WORKER_STEP_MEDIANS     20
 #define WORKER_FORGET_MS        10000 /* ten readings of the directory */
 #define WORKER_TAKE_OVER_MS     10000 /* a link down for so long gives its conversations away, whatever its lease says */
@@ -52,6 +52,9 @@ struct worker_pool;
 #define WORKER_OVERLOAD_OVER_MS 5000 /* for so long: what a spill relieves for a second is the same overload still */
 #define WORKER_POOL_MAX         1024 /* 2.5 KB each; two links, some 8 descriptors: 8,192 */
 
+/* WORKER_STEP_MS: the age of a step comes with a lease, so it is known to be over the limit by the next one, 200 ms
+ * later: 1,900 ms, and 100 ms for the turns of two loops, are within 2 s. */
+
 /* Bytes of TOKENS frames that a worker may send ahead of what we have read: the queue of one data link. */
 #define WORKER_CONNECTION_CREDIT_BYTES (UINT64_C(8) << 20)
 
@@ -60,8 +63,8 @@ struct worker_pool_events {
                                                             waits for it may have waited long enough */
     void (*on_lost)(void *user, struct worker *worker);
     /* A link had dropped and the same incarnation is there again: streams go on, and it sends again what it owes. What
-     * we sent by the old link may be gone: requests that it has not acknowledged, cancels, grants (worker_grant has
-     * forgotten them). May be NULL. */
+     * we sent by the old link may be gone: requests that it has not acknowledged, grants (worker_grant has forgotten
+     * them). May be NULL. */
     void (*on_relinked)(void *user, struct worker *worker);
     /* TOKENS, DONE, ERROR, NEED_HISTORY, RESEND, WRONG_OWNER, ACK, SUPERSEDED, ATTACH_REPLY. Borrowed. */
     void (*on_message)(void *user, struct worker *worker, const struct wire_message *message);
@@ -125,22 +128,24 @@ uint64_t worker_overloaded_ms(const struct worker *worker); /* for how long alre
 /* What its load counts times, 1 to WORKER_RAMP_MAX: it came up later than others and holds little yet. */
 double worker_ramp(const struct worker *worker);
 
-/* ---- faults: a loss counts by itself ---- */
+/* ---- faults: a loss counts by itself. stream: the number that the request was sent by ---- */
 
-void worker_fault(struct worker *worker, const char *why); /* it answered INTERNAL */
-void worker_success(struct worker *worker);                /* DONE */
+void worker_fault(struct worker *worker, uint32_t stream, const char *why); /* it answered INTERNAL */
+void worker_success(struct worker *worker, uint32_t stream);                /* DONE */
 
 /* ---- to it ---- */
 
 /* head and body are taken in every case. tokens: to compute, about; they count as its load until it tells its own.
  * STATUS_AGAIN: no room now (its grant, its streams, the channel's queue). STATUS_CLOSED: not ready. On success the
  * stream and its body count until worker_stream_close and worker_body_acknowledged. */
-enum status worker_send_request(struct worker *worker, zmq_msg_t *head, zmq_msg_t *body, uint64_t tokens);
+enum status worker_send_request(struct worker *worker, uint32_t stream, zmq_msg_t *head, zmq_msg_t *body,
+                                uint64_t tokens);
 /* One that it has already, as it said: also when it takes nothing new. STATUS_CLOSED: a link is down. */
 enum status worker_send_known(struct worker *worker, zmq_msg_t *head, zmq_msg_t *body);
 void worker_body_acknowledged(struct worker *worker, uint64_t bytes);
-void worker_stream_close(struct worker *worker);
-/* Session is filled in by these three. Sent only over a link that works: on_relinked says when to cancel again. */
+void worker_stream_close(struct worker *worker, uint32_t stream);
+/* Session is filled in by this and the next two. It is heard if the process lives: what may not have arrived is sent
+ * again by the next link to it. */
 void worker_send_cancel(struct worker *worker, const struct wire_cancel *cancel);
 /* STATUS_CLOSED: not connected. STATUS_UNSUPPORTED: it does not know the message. */
 enum status worker_send_attach(struct worker *worker, const struct wire_attach *attach);
@@ -174,6 +179,7 @@ struct worker_info {
     double ramp;
     uint32_t streams;                 /* ours there */
     uint64_t faults, losses, relinks; /* since we know it */
+    uint64_t leases_dropped;          /* with an old number, or an echo of nothing that was sent */
     uint64_t up_ms;                   /* 0: is not */
     uint64_t tokens_bytes;            /* of TOKENS frames received by this data link */
 };

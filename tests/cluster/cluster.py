@@ -263,7 +263,7 @@ class Cluster:
         settings = {"name": name, "listen_control": "tcp://127.0.0.1:*", "listen_data": "tcp://127.0.0.1:*",
                     "workers": ",".join(worker.ready["control"] for worker in self.workers),
                     "placement": "redis" if self.redis else "memory", "placement_salt": self.placement_salt,
-                    "ready_file": ready, "drain_deadline_ms": 10000,
+                    "ready_file": ready, "drain_deadline_ms": 10000 * SLOWER,
                     **({"redis_address": self.redis.address} if self.redis else {}), **self.router_settings}
         return Process(name, [BIN_DIR / "roost-router", *self._flags(settings)], self.directory, ready)
 

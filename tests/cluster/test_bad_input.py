@@ -255,6 +255,8 @@ HEADS = [
 @pytest.mark.parametrize("changes,codes", [row[1:] for row in HEADS], ids=[row[0] for row in HEADS])
 def test_heads(peer, changes, codes):
     body = frame("BODY", peer.body())
+    if "resume" in changes:                           # else it is refused for want of it
+        changes = {"numerics_id": peer.generate(tokens_max=1).done.numerics_id, **changes}
     head = peer.head(**{"body_bytes": len(body), **changes})
     check_refused(peer, peer.send(head, body), codes)
     assert peer.generate(tokens_max=2).ids            # on the same connection

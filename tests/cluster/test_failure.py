@@ -5,6 +5,7 @@ import subprocess
 import time
 
 import pytest
+import zmq
 
 from cluster import BIN_DIR, SANITIZED, SLOWER, wait_until
 from wire_client import Conversation, Peer, router_peer, say
@@ -220,6 +221,14 @@ def _wait_record(cluster, client, conversation, name):
 
 # ---- routers and clients
 
+def _pump_until_exit(router, *clients):
+    """It waits until they say that they have seen their ends; with 0.2 s between their leases that is no 5 s."""
+    begun = time.monotonic()
+    while router.alive() and time.monotonic() < begun + 4 * SLOWER:
+        for client in clients:
+            client.pump_for(0.05)
+    assert router.wait_exit(0.1) == 0
+
 
 def test_router_drains(new_cluster):
     cluster = new_cluster(workers=1, routers=2)
@@ -234,10 +243,36 @@ def test_router_drains(new_cluster):
         assert refused.code == "OVER_CAPACITY" and b"drain" in refused.error.detail and refused.error.retry_after_ms > 0
         client.wait(running)
         assert running.code == "OK" and len(running.ids) == LONG_TOKENS
-        assert router.wait_exit() == 0
+        _pump_until_exit(router, client, late)
         assert not router.ready_file.exists()
     with client_of(cluster, 1) as other:
         assert other.generate([say("And now?")]).ids
+
+
+class Hesitant(Peer):
+    """Takes a few frames, and leaves the rest where it is: in the router, once the network's buffers are full."""
+
+    def _socket(self, endpoint):
+        socket = self.context.socket(zmq.DEALER)
+        socket.linger, socket.rcvhwm, socket.rcvbuf = 0, 1, 4096
+        socket.connect(endpoint)
+        return socket
+
+
+def test_router_drains_behind_a_slow_reader(new_cluster):
+    """What the network has taken is not with the client yet, and would be lost: the router stays until its ends were seen."""
+    cluster = new_cluster(workers=1, routers=1)
+    router = cluster.routers[0]
+    with Hesitant(router.ready["control"]) as client:
+        running = client.start([say("Tell it all.")], {"seed": LONG_SEED, "seed_given": True}, temperature=100.0,
+                               tokens_max=LONG_TOKENS, logprobs=20)
+        client.pump(lambda: running.first_at, 30 * SLOWER, "the first token")
+        router.terminate()
+        time.sleep(2 * SLOWER)                # the reply is made by then, and more than sockets hold
+        assert router.alive()
+        client.wait(running, 10 * SLOWER)
+        assert running.code == "OK" and len(running.ids) == LONG_TOKENS
+        _pump_until_exit(router, client)
 
 
 def test_router_stopped_briefly(new_cluster):

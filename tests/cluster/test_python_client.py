@@ -4,6 +4,7 @@ import ctypes.util
 import gc
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -280,6 +281,39 @@ def test_a_client_that_is_not_closed(shared_cluster):
             gc.collect()
         assert not native.client                            # its thread is gone
         await asyncio.sleep(0.05)
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("thread", ["of the loop", "another"])
+def test_what_was_not_closed_is_not_watched(thread):
+    """The loop forgets the client's descriptor before it is closed: the next one of its number is somebody else's."""
+    async def main():
+        loop, client = asyncio.get_running_loop(), roost.Client([NOBODY])
+        await client.open()
+        native, holder = client._native, [client]
+        number = native.library.client_events_fd(native.events)
+        del client
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)        # a recorded one would hold the client
+            if thread == "another":
+                await asyncio.to_thread(holder.clear)
+            holder.clear()
+        for _ in range(500):
+            if not native.client:
+                break
+            await asyncio.sleep(0.01)
+        assert not native.client
+        pairs = [socket.socketpair() for _ in range(40)]
+        ours, theirs = next(pair if pair[0].fileno() == number else pair[::-1] for pair in pairs
+                            if number in (pair[0].fileno(), pair[1].fileno()))
+        ours.setblocking(False)
+        waiting = loop.create_task(loop.sock_recv(ours, 1))
+        await asyncio.sleep(0.05)
+        theirs.send(b"x")
+        assert await asyncio.wait_for(waiting, 10) == b"x"
+        for pair in pairs:
+            for end in pair:
+                end.close()
     asyncio.run(main())
 
 

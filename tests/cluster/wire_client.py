@@ -125,7 +125,8 @@ class Peer:
         self.by_id = {}
         self.connection_errors, self.leases, self.other = [], [], []
         self.ignore_strangers = False         # tokens of requests that were made by accident: damage may leave a request valid
-        self.next_stream, self.lease_number, self.lease_echo, self.lease_due = 1, 0, 0, 0.0
+        self.next_stream, self.lease_number, self.lease_due = 1, 0, 0.0
+        self.lease_echo = {}                  # by connection
         if connect:
             self.connect()
 
@@ -182,7 +183,10 @@ class Peer:
     def _receive(self, socket):
         frames = socket.recv_multipart()
         assert len(frames) == 1, f"{len(frames)} frames from a server"
-        return parse(frames[0])
+        kind, message = parse(frames[0])
+        if kind == "LEASE":
+            self.lease_echo[socket] = max(self.lease_echo.get(socket, 0), message.number)
+        return kind, message
 
     def _handle(self, kind, message):
         if kind == "TOKENS":
@@ -203,7 +207,6 @@ class Peer:
         elif kind == "ACK" and message.request_id in self.by_id:
             self.by_id[message.request_id].acknowledged = True
         elif kind == "LEASE":
-            self.lease_echo = max(self.lease_echo, message.number)
             self.leases.append(message)
         else:
             self.other.append((kind, message))
@@ -235,9 +238,9 @@ class Peer:
 
     def send_leases(self):
         self.lease_number += 1
-        lease = frame("LEASE", pb.Lease(session=self.session, number=self.lease_number, echo=self.lease_echo, state=pb.LIFE_READY))
-        self.control.send(lease)
-        self.data.send(lease)
+        for socket in (self.control, self.data):
+            socket.send(frame("LEASE", pb.Lease(session=self.session, number=self.lease_number, echo=self.lease_echo.get(socket, 0),
+                                                state=pb.LIFE_READY)))
         self.lease_due = time.monotonic() + 0.2
 
     def pump(self, until, timeout_s, what="something"):

@@ -2,6 +2,7 @@
  * first byte says how the rest is cut into two reads. */
 #include <hiredis/hiredis.h>
 #include <string.h>
+#include "common/redis_bound.h"
 #include "common/redis_link.h"
 #include "common/redis_sentinel.h"
 #include "router/placement.h"
@@ -9,32 +10,6 @@
 #include "worker/server/conversations.h"
 
 enum { BYTES_MAX = 1 << 16 };
-
-#if HIREDIS_MAJOR == 0
-/* hiredis before 1.0.1 reserves 8 bytes for each element that a reply announces, up to 16 GB, before the first one
- * comes: every run would end there. Later ones refuse more than 2^32 / 8. */
-static void *(*create_array_)(const redisReadTask *task, int elements);
-static void *create_array(const redisReadTask *task, int elements)
-{
-    return elements > BYTES_MAX ? NULL : create_array_(task, elements);
-}
-
-static void bound_arrays(redisReader *reader)
-{
-    static redisReplyObjectFunctions functions;
-    if (!create_array_) {
-        create_array_ = reader->fn->createArray;
-        functions = *reader->fn;
-    }
-    functions.createArray = create_array;
-    reader->fn = &functions;
-}
-#else
-static void bound_arrays(redisReader *reader)
-{
-    (void)reader;
-}
-#endif
 
 /* What comes out keeps the rules of a record, whatever went in. */
 static void check_placement(const struct redisReply *reply)
@@ -60,6 +35,14 @@ static void check_reply(const struct redisReply *reply)
         FUZZ_CHECK(memchr(address, 0, sizeof address) != NULL && redis_address_check("fuzz", address) == STATUS_OK);
 }
 
+static size_t elements_of(const struct redisReply *reply)
+{
+    size_t elements = 0;
+    for (size_t i = 0; reply->type == REDIS_REPLY_ARRAY && i < reply->elements; i++)
+        elements += 1 + elements_of(reply->element[i]);
+    return elements;
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     if (size < 1 || size > BYTES_MAX)
@@ -68,7 +51,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     redisReader *reader = redisReaderCreate();
     if (!reader)
         return 0;
-    bound_arrays(reader);
+    struct redis_bound bound; /* without it every run would soon be one that announces 10^9 elements */
+    redis_bound_set(&bound, reader);
     const size_t ends[] = {cut, size};
     size_t at = 1;
     for (unsigned i = 0; i < 2; i++) {
@@ -78,9 +62,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         at = ends[i] > at ? ends[i] : at;
         while (redisReaderGetReply(reader, &reply) == REDIS_OK && reply) {
             check_reply(reply);
+            FUZZ_CHECK(elements_of(reply) <= REDIS_REPLY_ELEMENTS_MAX);
             freeReplyObject(reply);
         }
     }
+    redis_bound_remove(&bound, reader);
     redisReaderFree(reader);
     return 0;
 }

@@ -385,8 +385,8 @@ class Client:
         loop = asyncio.get_running_loop()
         native = _Native(library, config)
         self._native, self._loop = native, loop
-        self._finalizer = weakref.finalize(self, native.close)
         descriptor, reference = library.client_events_fd(native.events), weakref.ref(self)
+        self._finalizer = weakref.finalize(self, _let_go, native, loop, descriptor)
         loop.add_reader(descriptor, _on_readable, reference, loop, descriptor)
 
     async def close(self) -> None:
@@ -477,6 +477,27 @@ class Client:
             at += size
         for call in woken.values():
             call._wake()
+
+
+def _let_go(native: _Native, loop: asyncio.AbstractEventLoop, descriptor: int) -> None:
+    """The end of a client that nobody closed, in any thread. The loop forgets the descriptor before it is closed: the next one
+    with its number may be anybody's."""
+    def end() -> None:
+        if not loop.is_closed():
+            loop.remove_reader(descriptor)
+        native.close()
+
+    try:
+        here = asyncio.get_running_loop() is loop
+    except RuntimeError:
+        here = False
+    if loop.is_running() and not here:
+        try:
+            loop.call_soon_threadsafe(end)
+            return
+        except RuntimeError:        # closed meanwhile: it watches nothing any more
+            pass
+    end()
 
 
 def _on_readable(reference: "weakref.ref[Client]", loop: asyncio.AbstractEventLoop, descriptor: int) -> None:

@@ -1,5 +1,5 @@
 /* config_test.c - every way a setting can be wrong, and the one line it gives. */
-#include "unit.h"
+#include "tests/unit/unit.h"
 #include "common/config.h"
 #include <fcntl.h>
 #include <inttypes.h>

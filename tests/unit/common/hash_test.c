@@ -1,7 +1,7 @@
 /* hash_test.c - published or independently computed values: these hashes are stored and compared between processes.
  * BLAKE2b: Python's hashlib.blake2b(digest_size=32). XXH3: the values of xxhash's own documentation. hash_mix: the formula in
  * hash.c evaluated with Python integers; its inner round for (0, 0) is splitmix64's first output for seed 0. */
-#include "unit.h"
+#include "tests/unit/unit.h"
 #include "common/hash.h"
 #include <string.h>
 

@@ -1,5 +1,5 @@
 /* http_request_test.c - heads that are read, and heads that are refused with a code. */
-#include "unit.h"
+#include "tests/unit/unit.h"
 #include <string.h>
 #include "common/http_request.h"
 

@@ -1,5 +1,5 @@
 /* log_test.c - lines as they leave through the descriptor. */
-#include "unit.h"
+#include "tests/unit/unit.h"
 #include "common/log.h"
 #include "common/utf8.h"
 #include <errno.h>

@@ -1,5 +1,5 @@
 /* metrics_test.c - the text that a scraper reads, to the byte. */
-#include "unit.h"
+#include "tests/unit/unit.h"
 #include <math.h>
 #include <string.h>
 #include "common/metrics.h"

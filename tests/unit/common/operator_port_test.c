@@ -1,5 +1,5 @@
 /* operator_port_test.c - a port on a loop of its own thread, and clients on plain sockets. */
-#include "unit.h"
+#include "tests/unit/unit.h"
 #include <arpa/inet.h>
 #include <errno.h>
 #include <jansson.h>

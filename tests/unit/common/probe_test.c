@@ -1,5 +1,5 @@
 /* probe_test.c - the places where a test driver can fail a process. What ends or stops a process happens in a child. */
-#include "unit.h"
+#include "tests/unit/unit.h"
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>

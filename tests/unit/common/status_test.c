@@ -1,5 +1,5 @@
 /* status_test.c - the last error of a thread. */
-#include "unit.h"
+#include "tests/unit/unit.h"
 #include <pthread.h>
 #include <stdbool.h>
 #include <stdlib.h>

@@ -6,7 +6,6 @@
 #include <sys/stat.h>
 #include <fcntl.h>
 #include <unistd.h>
-#include "common/hash.h"
 #include "tests/unit/convert/checkpoint_fixture.h"
 #include "worker/convert/convert.h"
 
@@ -318,7 +317,5 @@ int main(void)
         CASE(test_configurations), CASE(test_known_key_can_be_ignored), CASE(test_tensors), CASE(test_damaged_weights), CASE(test_shards),
         CASE(test_tokenizers), CASE(test_recipes), CASE(test_stopped), CASE(test_destination),
     };
-    if (hash_setup() != STATUS_OK)
-        return 1;
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return unit_run(tests, NULL, NULL);
 }

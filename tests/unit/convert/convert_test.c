@@ -481,7 +481,5 @@ int main(void)
         CASE(test_int8_schemes), CASE(test_recipe_in_force), CASE(test_smoothing), CASE(test_calibration), CASE(test_same_input_same_files),
         CASE(test_roost_there_and_back), CASE(test_tokenizer_is_copied), CASE(test_random_shapes), CASE(test_random_is_reproducible),
     };
-    if (hash_setup() != STATUS_OK)
-        return 1;
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return unit_run(tests, NULL, NULL);
 }

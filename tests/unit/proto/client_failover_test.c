@@ -239,6 +239,45 @@ static void a_request_that_routers_die_of_does_not_go_on_for_ever(void **state)
     fake_router_stop(&router);
 }
 
+/* The ACK went down with the control connection, the tokens had come by the other one. */
+static void goes_on_without_knowing_the_numerics(void **state)
+{
+    (void)state;
+    struct plan one = {.total = 9, .upto = {4}, .no_ack = true}, two = {.total = 9, .unnamed = true};
+    struct fake_router *first = start(&one, NULL, CAN), *second = start(&two, NULL, CAN);
+    struct client *client = connect_to(first, second);
+    struct reply reply;
+    struct client_call *call = ask(client, (struct client_request){0}, &reply);
+    wait_until(&reply.tokens[0], 4);
+    fake_router_stop(&first);
+    finish(call, &reply, WIRE_ERROR_UNKNOWN);
+    assert_int_equal(reply.tokens[0], 9);
+    assert_resume(&two, 0, 2, 1, (uint32_t[]){4});
+    client_destroy(&client);
+    fake_router_stop(&second);
+}
+
+/* The second router's DONE knows of nothing: only the client knows that the numerics changed. */
+static void other_numerics_are_not_forgotten(void **state)
+{
+    (void)state;
+    struct plan one = {.total = 9, .upto = {4}}, two = {.total = 9, .numerics = 0x77};
+    for (unsigned same = 0; same < 2; same++) {
+        one.count = two.count = 0;
+        two.numerics = same ? 0 : 0x77;
+        struct fake_router *first = start(&one, NULL, CAN), *second = start(&two, NULL, CAN);
+        struct client *client = connect_to(first, second);
+        struct reply reply;
+        struct client_call *call = ask(client, (struct client_request){.inexact_allowed = true}, &reply);
+        wait_until(&reply.tokens[0], 4);
+        fake_router_stop(&first);
+        finish(call, &reply, WIRE_ERROR_UNKNOWN);
+        assert_int_equal(reply.end.inexact, !same);
+        client_destroy(&client);
+        fake_router_stop(&second);
+    }
+}
+
 static void routers_of_the_previous_release_cannot_go_on(void **state)
 {
     (void)state;
@@ -410,6 +449,8 @@ int main(void)
         cmocka_unit_test(two_routers_freeze_in_turn),
         cmocka_unit_test(the_only_router_comes_back),
         cmocka_unit_test(a_request_that_routers_die_of_does_not_go_on_for_ever),
+        cmocka_unit_test(goes_on_without_knowing_the_numerics),
+        cmocka_unit_test(other_numerics_are_not_forgotten),
         cmocka_unit_test(routers_of_the_previous_release_cannot_go_on),
         cmocka_unit_test(resend_brings_the_tokens_along),
         cmocka_unit_test(a_call_stays_with_its_router),

@@ -27,6 +27,8 @@ struct plan {                      /* atomic: what a test changes or reads while
     atomic_uint upto[CHOICES_MAX]; /* where it falls silent, per choice; 0: it goes to the end */
     unsigned rows;                 /* tokens of a row; 0: 1 */
     bool from_start;               /* whatever the resume says */
+    uint8_t numerics;              /* byte of what its ACKs name; 0: 0x5a */
+    bool unnamed; /* assert_resume: whoever was lost had not said its numerics */
     bool no_ack, no_done, credit, prompt, last_text;
     const char *_Atomic refuse; /* it answers OVER_CAPACITY with this */
     unsigned resends;           /* it answers so many requests with RESEND behind their tokens */

@@ -1,211 +1,11 @@
-/* The client library against fake routers: what it promises to applications, whatever a router does. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
+/* client_test.c - the client library against fake routers: what it promises to applications, whatever a router does. */
 #include <math.h>
 #include <pthread.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <cmocka.h>
-
+#include <time.h>
+#include "client_script.h"
 #include "common/clock.h"
-#include "fake_router.h"
-#include "proto/client.h"
-
-struct reply { /* what one call delivered */
-    atomic_uint token_calls, tokens, ends, bad_order;
-    char text[4096];
-    size_t text_size;
-    struct client_end end;
-    char detail[WIRE_DETAIL_MAX + 1], worker[65], route[65];
-    uint64_t end_ms;
-    struct client *client; /* on_end starts another call with it */
-    atomic_uint accepted;  /* of a chain of calls */
-    unsigned cancel_after; /* cancels itself after so many tokens */
-};
-
-static void on_tokens(void *user, struct client_call *call, const struct client_tokens *tokens)
-{
-    struct reply *reply = user;
-    if (tokens->first != reply->tokens || tokens->choice != 0 || (uintptr_t)tokens->ids % 4 != 0)
-        reply->bad_order++;
-    for (unsigned i = 0; i < tokens->count; i++)
-        if (tokens->ids[i] != tokens->first + i)
-            reply->bad_order++;
-    if (atomic_load(&reply->ends) > 0)
-        reply->bad_order++;
-    assert_true(reply->text_size + tokens->text_size < sizeof reply->text);
-    memcpy(reply->text + reply->text_size, tokens->text, tokens->text_size);
-    reply->text_size += tokens->text_size;
-    atomic_fetch_add(&reply->tokens, tokens->count);
-    atomic_fetch_add(&reply->token_calls, 1);
-    if (reply->cancel_after > 0 && reply->tokens >= reply->cancel_after)
-        client_cancel(call);
-}
-
-static void on_end(void *user, struct client_call *call, const struct client_end *end)
-{
-    struct reply *reply = user;
-    (void)call;
-    reply->end = *end;
-    reply->end_ms = clock_now_ms();
-    snprintf(reply->detail, sizeof reply->detail, "%s", end->detail);
-    snprintf(reply->worker, sizeof reply->worker, "%s", end->worker);
-    snprintf(reply->route, sizeof reply->route, "%s", end->route);
-    atomic_fetch_add(&reply->ends, 1);
-}
-
-static const struct client_callbacks callbacks = {.on_tokens = on_tokens, .on_end = on_end};
-
-static struct client *connect_to(struct fake_router *first, struct fake_router *second)
-{
-    const char *endpoints[] = {fake_router_endpoint(first), second ? fake_router_endpoint(second) : NULL};
-    struct client *client = NULL;
-    struct client_config config = {
-        .routers = endpoints, .router_count = second ? 2 : 1, .keep_order = true, .tenant = "acme", .name = "test"};
-    if (client_create(&config, &client) != STATUS_OK)
-        fail_msg("%s", status_detail());
-    return client;
-}
-
-static void wait_until(atomic_uint *counter, unsigned at_least)
-{
-    uint64_t give_up = clock_now_ms() + 10000;
-    while (atomic_load(counter) < at_least) {
-        if (clock_now_ms() > give_up)
-            fail_msg("a counter stays at %u instead of %u", atomic_load(counter), at_least);
-        struct timespec pause = {0, 2000000};
-        nanosleep(&pause, NULL);
-    }
-}
-
-/* Both links are there, so the order of the list decides. */
-static struct client *connect_to_both(struct fake_router *first, struct fake_router *second)
-{
-    struct client *client = connect_to(first, second);
-    wait_until(&fake_router_counts(first)->leases_data, 1);
-    wait_until(&fake_router_counts(second)->leases_data, 1);
-    return client;
-}
-
-static struct client_call *ask(struct client *client, const char *conversation, uint32_t deadline_ms,
-                               struct reply *reply)
-{
-    struct client_call *call = NULL;
-    struct client_message message = {WIRE_MESSAGE_USER, "HAMLET", "To be?", 6};
-    struct client_request request = {
-        .conversation = conversation, .messages = &message, .message_count = 1, .deadline_ms = deadline_ms};
-    if (client_generate(client, &request, &callbacks, reply, &call) != STATUS_OK)
-        fail_msg("%s", status_detail());
-    return call;
-}
-
-static void finish(struct client_call *call, struct reply *reply, enum wire_error_code expected)
-{
-    enum wire_error_code error;
-    assert_int_equal(client_wait(call, &error), STATUS_OK);
-    if (error != expected)
-        fail_msg("ended with %s (%s) instead of %s", wire_error_name(error), reply->detail, wire_error_name(expected));
-    assert_int_equal(reply->ends, 1);
-    assert_int_equal(reply->end.error, expected);
-    assert_int_equal(reply->bad_order, 0);
-    client_call_release(&call);
-}
-
-/* ---- what the fake router does: the conversation names the script ---- */
-
-static void say_all(struct fake_router *router, const struct fake_request *request)
-{
-    fake_send_ack(router, request);
-    fake_send_tokens(router, request, 0, 3, "To be, ");
-    fake_send_tokens(router, request, 3, 2, "or not");
-    fake_send_done(router, request, 5);
-}
-
-static void script(void *user, struct fake_router *router, const struct fake_request *request)
-{
-    const char *name = request->conversation;
-    struct fake_request forged = *request;
-    (void)user;
-    if (strcmp(name, "happy") == 0) {
-        say_all(router, request);
-    } else if (strcmp(name, "slow") == 0) {
-        fake_later(router, 300, say_all, request);
-    } else if (strcmp(name, "duplicates") == 0) {
-        fake_send_tokens(router, request, 0, 3, "To be, ");
-        fake_send_tokens(router, request, 0, 3, "To be, ");
-        forged.attempt.client++; /* from an attempt that never was */
-        fake_send_tokens(router, &forged, 3, 2, "XX");
-        forged = *request;
-        forged.stream += 1000; /* of nobody */
-        fake_send_tokens(router, &forged, 3, 2, "XX");
-        forged = *request;
-        forged.id[0] ^= 1; /* another request's terminal */
-        fake_send_done(router, &forged, 3);
-        fake_send_raw(router, request, "R\1\6\0garbage", 11);
-        fake_send_tokens(router, request, 0, 1, "To");
-        fake_send_tokens(router, request, 3, 2, "or not");
-        fake_send_done(router, request, 5);
-        fake_send_done(router, request, 5);
-        fake_send_error(router, request, WIRE_ERROR_INTERNAL, 0);
-    } else if (strcmp(name, "reattempt") == 0) { /* the router changed workers; the old one still talks */
-        forged.attempt.router = 1;
-        fake_send_tokens(router, request, 0, 0, "");
-        fake_send_tokens(router, &forged, 0, 3, "To be, ");
-        fake_send_tokens(router, request, 3, 2, "XX");
-        fake_send_tokens(router, &forged, 3, 2, "or not");
-        fake_send_done(router, &forged, 5);
-    } else if (strcmp(name, "gap") == 0) {
-        fake_send_tokens(router, request, 0, 3, "To be, ");
-        fake_send_tokens(router, request, 4, 1, "not");
-        fake_send_done(router, request, 5);
-    } else if (strcmp(name, "overlap") == 0) {
-        fake_send_tokens(router, request, 0, 3, "To be, ");
-        fake_send_tokens(router, request, 2, 3, " or not");
-    } else if (strcmp(name, "short") == 0) {
-        fake_send_tokens(router, request, 0, 3, "To be, ");
-        fake_send_done(router, request, 5);
-    } else if (strcmp(name, "busy") == 0) {
-        fake_send_error(router, request, WIRE_ERROR_OVER_CAPACITY, 1234);
-    } else if (strcmp(name, "resend") == 0) {
-        if (request->attempt.client < 3)
-            fake_send_ref(router, request, WIRE_RESEND);
-        else
-            say_all(router, request);
-    } else if (strcmp(name, "resend-for-ever") == 0) {
-        fake_send_ref(router, request, WIRE_RESEND);
-    } else if (strcmp(name, "resend-late") == 0) {
-        fake_send_tokens(router, request, 0, 3, "To be, ");
-        fake_send_ref(router, request, WIRE_RESEND);
-    } else if (strcmp(name, "need-history") == 0) {
-        fake_send_ref(router, request, WIRE_NEED_HISTORY);
-    } else if (strcmp(name, "superseded") == 0) {
-        fake_send_ref(router, request, WIRE_SUPERSEDED);
-    } else if (strcmp(name, "goaway") == 0) {
-        fake_send_goaway(router, request);
-        fake_later(router, 100, say_all, request);
-    } else if (strcmp(name, "half") == 0 || strncmp(name, "cancel", 6) == 0) {
-        fake_send_tokens(router, request, 0, 3, "To be, ");
-    } /* "silent", "grant" and others: nothing */
-}
-
-static void confirm_cancel(void *user, struct fake_router *router, const struct wire_cancel *cancel)
-{
-    (void)router;
-    (void)user;
-    assert_true(wire_span_equal(cancel->tenant, wire_span_str("acme")));
-}
-
-static struct fake_router *start_router(void)
-{
-    struct fake_router *router;
-    fake_router_start(&(struct fake_router_config){.on_request = script, .on_cancel = confirm_cancel}, &router);
-    return router;
-}
-
-/* ---- tests ---- */
+#include "tests/unit/unit.h"
 
 static void test_happy_path(void **state)
 {
@@ -262,7 +62,7 @@ static void test_sequence(void **state)
         {"short", WIRE_ERROR_INTERNAL, 3, "5 tokens were released and 3 arrived"},
         {"resend", WIRE_ERROR_UNKNOWN, 5, ""},
         {"resend-for-ever", WIRE_ERROR_INTERNAL, 0, "again and again"},
-        {"resend-late", WIRE_ERROR_WORKER_LOST, 3, "by which numerics"},
+        {"resend-late", WIRE_ERROR_WORKER_LOST, 3, "cannot continue"},
         {"need-history", WIRE_ERROR_INTERNAL, 0, "does not handle"},
         {"superseded", WIRE_ERROR_CONFLICT, 0, "took the request over"},
     };
@@ -294,171 +94,6 @@ static void test_over_capacity(void **state)
     assert_string_equal(reply.detail, "said so");
     client_destroy(&client);
     fake_router_stop(&router);
-}
-
-static void test_router_lost_before_tokens(void **state)
-{
-    (void)state;
-    for (unsigned how = 0; how < 2; how++) { /* its sockets close; it falls silent */
-        struct fake_router *first = start_router(), *second = start_router();
-        struct client *client = connect_to_both(first, second);
-        struct reply reply, again;
-        memset(&reply, 0, sizeof reply);
-        memset(&again, 0, sizeof again);
-        struct client_call *call = ask(client, "slow", 8000, &reply);
-        wait_until(&fake_router_counts(first)->requests, 1);
-        assert_int_equal(fake_router_counts(second)->requests, 0);
-        uint64_t lost_ms = clock_now_ms();
-        if (how == 0)
-            fake_router_stop(&first);
-        else
-            fake_router_freeze(first);
-        /* A frozen router still has its timer: its answer to "slow" is of an old attempt by then or never leaves. */
-        finish(call, &reply, WIRE_ERROR_UNKNOWN);
-        assert_int_equal(reply.tokens, 5);
-        assert_memory_equal(reply.text, "To be, or not", 13);
-        if (how == 0)
-            assert_int_equal(fake_router_counts(second)->requests, 1);
-        assert_true(reply.end_ms - lost_ms < 3000);
-        if (how == 0) {
-            finish(ask(client, "happy", 5000, &again), &again, WIRE_ERROR_UNKNOWN);
-            assert_int_equal(fake_router_counts(second)->requests, 2);
-        }
-        client_destroy(&client);
-        fake_router_stop(&first);
-        fake_router_stop(&second);
-    }
-}
-
-static void test_silent_router_is_lost(void **state)
-{
-    (void)state;
-    struct fake_router *first = start_router(), *second = start_router();
-    struct client *client = connect_to_both(first, second);
-    struct reply reply;
-    memset(&reply, 0, sizeof reply);
-    struct client_call *call = ask(client, "silent", 20000, &reply);
-    wait_until(&fake_router_counts(first)->requests, 1);
-    fake_router_freeze(first);
-    uint64_t start = clock_now_ms();
-    wait_until(&fake_router_counts(second)->requests, 1); /* sent again, to the next of the list */
-    assert_in_range(clock_now_ms() - start, 400, 3000);   /* the lease is 600 ms */
-    client_cancel(call);
-    finish(call, &reply, WIRE_ERROR_CANCELLED);
-    client_destroy(&client);
-    fake_router_stop(&first);
-    fake_router_stop(&second);
-}
-
-/* 0: never answered, 1: replayed, 2: only one direction moves, 3 and 4: answered on one connection only */
-static void check_useless_leases(unsigned how)
-{
-    struct fake_router *first, *second = start_router();
-    struct fake_router_config config = {.on_request = script,
-                                        .no_leases = how == 0,
-                                        .own_number = how == 1,
-                                        .no_echo = how == 2,
-                                        .no_control_leases = how == 3,
-                                        .no_data_leases = how == 4};
-    fake_router_start(&config, &first);
-    struct client *client = connect_to_both(first, second);
-    struct reply reply;
-    memset(&reply, 0, sizeof reply);
-    struct client_call *call = ask(client, "silent", 20000, &reply);
-    wait_until(&fake_router_counts(first)->requests, 1);
-    wait_until(&fake_router_counts(second)->requests, 1);
-    assert_int_equal(client_dropped(client) > 0, how == 1);
-    client_cancel(call);
-    finish(call, &reply, WIRE_ERROR_CANCELLED);
-    client_destroy(&client);
-    fake_router_stop(&first);
-    fake_router_stop(&second);
-}
-
-static void test_leases_without_answer(void **state)
-{
-    (void)state;
-    for (unsigned how = 0; how < 5; how++)
-        check_useless_leases(how);
-}
-
-/* One of the two connections goes; the lease is long, so it is the link that tells. */
-static void test_one_connection_lost(void **state)
-{
-    (void)state;
-    for (unsigned control = 0; control < 2; control++) {
-        struct fake_router *first, *second = start_router();
-        fake_router_start(
-            &(struct fake_router_config){.on_request = script, .lease_ms = 1000, .lease_expiry_ms = 30000}, &first);
-        struct client *client = connect_to_both(first, second);
-        struct reply reply;
-        memset(&reply, 0, sizeof reply);
-        struct client_call *call = ask(client, "silent", 20000, &reply);
-        wait_until(&fake_router_counts(first)->requests, 1);
-        fake_router_cut(first, control);
-        wait_until(&fake_router_counts(second)->requests, 1);
-        client_cancel(call);
-        client_destroy(&client);
-        finish(call, &reply, WIRE_ERROR_CANCELLED);
-        fake_router_stop(&first);
-        fake_router_stop(&second);
-    }
-}
-
-static void test_router_lost_after_tokens(void **state)
-{
-    (void)state;
-    struct fake_router *first = start_router(), *second = start_router();
-    struct client *client = connect_to_both(first, second);
-    struct reply reply;
-    memset(&reply, 0, sizeof reply);
-    struct client_call *call = ask(client, "half", 8000, &reply);
-    wait_until(&reply.tokens, 3);
-    fake_router_stop(&first);
-    finish(call, &reply, WIRE_ERROR_WORKER_LOST);
-    assert_int_equal(reply.tokens, 3);
-    assert_int_equal(fake_router_counts(second)->requests, 0);
-    client_destroy(&client);
-    fake_router_stop(&second);
-}
-
-static void test_router_comes_back(void **state)
-{
-    (void)state;
-    struct fake_router *router = start_router();
-    struct client *client = connect_to(router, NULL);
-    char endpoint[128];
-    struct reply first, second;
-    memset(&first, 0, sizeof first);
-    memset(&second, 0, sizeof second);
-    snprintf(endpoint, sizeof endpoint, "%s", fake_router_endpoint(router));
-    finish(ask(client, "happy", 5000, &first), &first, WIRE_ERROR_UNKNOWN);
-    fake_router_stop(&router);
-    struct client_call *call = ask(client, "happy", 15000, &second);
-    fake_router_start(&(struct fake_router_config){.on_request = script, .control_endpoint = endpoint}, &router);
-    finish(call, &second, WIRE_ERROR_UNKNOWN); /* another session, another data port */
-    assert_int_equal(second.tokens, 5);
-    client_destroy(&client);
-    fake_router_stop(&router);
-}
-
-static void test_draining_router_gets_nothing_new(void **state)
-{
-    (void)state;
-    struct fake_router *first = start_router(), *second = start_router();
-    struct client *client = connect_to_both(first, second);
-    struct reply running, next;
-    memset(&running, 0, sizeof running);
-    memset(&next, 0, sizeof next);
-    struct client_call *call = ask(client, "goaway", 5000, &running);
-    finish(call, &running, WIRE_ERROR_UNKNOWN); /* what runs there ends there */
-    unsigned before = fake_router_counts(first)->requests;
-    finish(ask(client, "happy", 5000, &next), &next, WIRE_ERROR_UNKNOWN);
-    assert_int_equal(fake_router_counts(first)->requests, before);
-    assert_true(fake_router_counts(second)->requests >= 1);
-    client_destroy(&client);
-    fake_router_stop(&first);
-    fake_router_stop(&second);
 }
 
 static void test_deadline(void **state)
@@ -775,7 +410,7 @@ static void generate_in_on_end(void *user, struct client_call *call, const struc
     struct client_message message = {WIRE_MESSAGE_USER, NULL, "hi", 2};
     struct client_request request = {
         .conversation = "happy", .messages = &message, .message_count = 1, .deadline_ms = 10000};
-    struct client_callbacks next = {.on_tokens = on_tokens, .on_end = generate_in_on_end};
+    struct client_callbacks next = {.on_tokens = callbacks.on_tokens, .on_end = generate_in_on_end};
     (void)call;
     (void)end;
     if (client_generate(reply->client, &request, &next, reply, &again) == STATUS_OK) {
@@ -850,13 +485,6 @@ int main(void)
         cmocka_unit_test(test_happy_path),
         cmocka_unit_test(test_sequence),
         cmocka_unit_test(test_over_capacity),
-        cmocka_unit_test(test_router_lost_before_tokens),
-        cmocka_unit_test(test_silent_router_is_lost),
-        cmocka_unit_test(test_leases_without_answer),
-        cmocka_unit_test(test_one_connection_lost),
-        cmocka_unit_test(test_router_lost_after_tokens),
-        cmocka_unit_test(test_router_comes_back),
-        cmocka_unit_test(test_draining_router_gets_nothing_new),
         cmocka_unit_test(test_deadline),
         cmocka_unit_test(test_refused_connection_is_told),
         cmocka_unit_test(test_cancel),

@@ -21,6 +21,7 @@ void fake_client_send(struct fake_client *client, bool data, const struct wire_m
 
 static void say_hello(struct fake_client *client, bool data)
 {
+    client->number[data] = client->heard[data] = 0;
     struct wire_message hello = {.kind = WIRE_HELLO,
                                  .hello = {.version_min = client->version,
                                            .version_max = client->version,
@@ -151,6 +152,7 @@ static void on_frames(struct fake_client *client, bool data, zmq_msg_t *frames)
     case WIRE_WELCOME:
         *(data ? &client->welcomed_data : &client->welcomed_control) = true;
         copy_text(client->data_endpoint, sizeof client->data_endpoint, message.welcome.data_endpoint);
+        client->router_capabilities = message.welcome.capabilities;
         break;
     case WIRE_LEASE:
         client->heard[data] = message.lease.number;
@@ -193,6 +195,22 @@ static void on_data_link(void *user, bool up)
     client->data_up = up;
     if (up)
         say_hello(client, true);
+    if (up && client->ask_with_hello)
+        fake_client_ask(client, client->ask_with_hello);
+}
+
+void fake_client_connect_data(struct fake_client *client, void *zmq_context, const char *endpoint)
+{
+    struct channel_config config = {.frame_bytes_max = WIRE_FRAME_BYTES_MAX,
+                                    .receive_messages_max = 1000,
+                                    .send_messages_max = 1000,
+                                    .queue_bytes_max = 64 << 20,
+                                    .on_message = on_data,
+                                    .on_link = on_data_link,
+                                    .user = client};
+    client->data_up = client->welcomed_data = false;
+    if (channel_create_client(client->loop, zmq_context, &config, endpoint, &client->data) != STATUS_OK)
+        abort();
 }
 
 void fake_client_start(struct fake_client *client, struct loop *loop, void *zmq_context, const char *control,
@@ -213,10 +231,7 @@ void fake_client_start(struct fake_client *client, struct loop *loop, void *zmq_
                                     .user = client};
     if (channel_create_client(loop, zmq_context, &config, control, &client->control) != STATUS_OK)
         abort();
-    config.on_message = on_data;
-    config.on_link = on_data_link;
-    if (channel_create_client(loop, zmq_context, &config, data, &client->data) != STATUS_OK)
-        abort();
+    fake_client_connect_data(client, zmq_context, data);
     if (loop_timer_create(loop, 100, true, on_timer, client, &client->timer) != STATUS_OK)
         abort();
 }

@@ -30,6 +30,7 @@ struct fake_stream {                                    /* what came for one str
     uint64_t epoch;
 };
 
+struct fake_ask;
 struct fake_client {
     struct loop *loop;
     struct channel *control, *data;
@@ -46,6 +47,8 @@ struct fake_client {
     enum wire_error_code connection_error;
     unsigned token_frames; /* over all streams */
     char data_endpoint[128];
+    uint32_t router_capabilities;
+    const struct fake_ask *ask_with_hello; /* sent right behind the HELLO of its next data link; NULL: nothing is */
     struct fake_stream streams[FAKE_STREAMS_MAX];
 };
 
@@ -54,6 +57,8 @@ void fake_client_start(struct fake_client *client, struct loop *loop, void *zmq_
 /* Says HELLO again, with its capabilities as they are now. */
 void fake_client_hello(struct fake_client *client);
 void fake_client_stop(struct fake_client *client);
+/* Another data connection, in place of one that the test has destroyed. */
+void fake_client_connect_data(struct fake_client *client, void *zmq_context, const char *endpoint);
 bool fake_client_ready(const struct fake_client *client);
 
 struct fake_ask {

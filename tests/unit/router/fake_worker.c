@@ -356,6 +356,14 @@ void fake_worker_error(struct fake_worker *worker, const struct fake_request *re
     send_message(worker->data, &worker->data_peer, &error);
 }
 
+void fake_worker_resend(struct fake_worker *worker, const struct fake_request *request)
+{
+    struct wire_message message = {
+        .kind = WIRE_RESEND,
+        .stream_ref = {.request_id = id_of(request->id), .stream = request->stream, .attempt = request->attempt}};
+    send_message(worker->data, &worker->data_peer, &message);
+}
+
 void fake_worker_wrong_owner(struct fake_worker *worker, const struct fake_request *request)
 {
     struct wire_message message = {.kind = WIRE_WRONG_OWNER,

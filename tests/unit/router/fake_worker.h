@@ -87,6 +87,7 @@ void fake_worker_done(struct fake_worker *worker, const struct fake_request *req
 void fake_worker_done_of(struct fake_worker *worker, const struct fake_request *request, unsigned choices,
                          uint32_t released);
 void fake_worker_error(struct fake_worker *worker, const struct fake_request *request, enum wire_error_code code);
+void fake_worker_resend(struct fake_worker *worker, const struct fake_request *request); /* it has given it up */
 void fake_worker_wrong_owner(struct fake_worker *worker, const struct fake_request *request);
 void fake_worker_send_bytes(struct fake_worker *worker, bool data, const void *bytes, size_t size);
 

@@ -110,7 +110,7 @@ void pool_bench_let(struct pool_bench *f, uint64_t ms)
     (void)spin(f->loop, ms, NULL, NULL);
 }
 
-enum status pool_bench_request(struct worker *worker, uint64_t tokens)
+enum status pool_bench_request(struct worker *worker, uint32_t stream, uint64_t tokens)
 {
     static const uint8_t id[WIRE_ID_BYTES] = {1};
     zmq_msg_t frames[2];
@@ -123,5 +123,5 @@ enum status pool_bench_request(struct worker *worker, uint64_t tokens)
     wire_encode(&head, zmq_msg_data(&frames[0]));
     zmq_msg_init_size(&frames[1], 100);
     memset(zmq_msg_data(&frames[1]), 0, 100);
-    return worker_send_request(worker, &frames[0], &frames[1], tokens);
+    return worker_send_request(worker, stream, &frames[0], &frames[1], tokens);
 }

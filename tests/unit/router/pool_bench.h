@@ -29,6 +29,6 @@ struct pool_bench *pool_bench_start_up(unsigned peers); /* returns when all of t
 void pool_bench_stop(struct pool_bench *bench);
 struct worker *pool_bench_worker(struct pool_bench *bench, unsigned index);
 void pool_bench_let(struct pool_bench *bench, uint64_t ms); /* time pass */
-enum status pool_bench_request(struct worker *worker, uint64_t tokens);
+enum status pool_bench_request(struct worker *worker, uint32_t stream, uint64_t tokens);
 
 #endif

@@ -156,15 +156,10 @@ static void on_timer(void *user)
     pool_peer_lease(user);
 }
 
-static void on_hello(struct pool_peer *peer, bool data, const struct channel_peer *from, const struct wire_hello *hello)
+void pool_peer_welcome(struct pool_peer *peer, bool data)
 {
     char endpoint[64];
     snprintf(endpoint, sizeof endpoint, "tcp://*:%d", peer->data_relay.port);
-    peer->hellos++;
-    peer->hello_capabilities = hello->capabilities;
-    *(data ? &peer->data_peer : &peer->control_peer) = *from;
-    *(data ? &peer->has_data_peer : &peer->has_control_peer) = true;
-    peer->heard[data] = peer->number[data] = 0;
     struct wire_message welcome = {
         .kind = WIRE_WELCOME,
         .welcome = {.version = WIRE_VERSION,
@@ -179,6 +174,16 @@ static void on_hello(struct pool_peer *peer, bool data, const struct channel_pee
                     .kv_tokens_max = 100000,
                     .capabilities = peer->capabilities}};
     pool_peer_send(peer, data, &welcome);
+}
+
+static void on_hello(struct pool_peer *peer, bool data, const struct channel_peer *from, const struct wire_hello *hello)
+{
+    peer->hellos++;
+    peer->hello_capabilities = hello->capabilities;
+    *(data ? &peer->data_peer : &peer->control_peer) = *from;
+    *(data ? &peer->has_data_peer : &peer->has_control_peer) = true;
+    peer->heard[data] = peer->number[data] = 0;
+    pool_peer_welcome(peer, data);
 }
 
 static void on_lease(struct pool_peer *peer, bool data, const struct wire_lease *lease, size_t frame_bytes)

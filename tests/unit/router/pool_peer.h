@@ -57,7 +57,8 @@ void pool_peer_restart(struct pool_peer *peer, void *zmq_context);
 void pool_peer_kill(struct pool_peer *peer);
 void pool_peer_endpoint(const struct pool_peer *peer, char *out, size_t size);
 void pool_peer_send(struct pool_peer *peer, bool data, const struct wire_message *message);
-void pool_peer_lease(struct pool_peer *peer); /* both, now */
+void pool_peer_lease(struct pool_peer *peer);              /* both, now */
+void pool_peer_welcome(struct pool_peer *peer, bool data); /* again, with what it says now */
 
 /* Connections end; new ones are accepted. */
 void relay_cut(struct relay *relay);

@@ -1,21 +1,16 @@
 /* redis_directory_test.c - the directory of workers as workers write it and routers read it, also when somebody else
  * has written over it. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <cmocka.h>
 #include <hiredis/hiredis.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include "common/clock.h"
-#include "common/hash.h"
-#include "common/log.h"
 #include "common/loop.h"
 #include "common/redis_link.h"
 #include "redis_server.h"
 #include "router/worker_directory.h"
 #include "spin.h"
+#include "tests/unit/unit.h"
 #include "worker/server/directory.h"
 
 struct bench {
@@ -196,13 +191,8 @@ int main(void)
 {
     const struct CMUnitTest pure[] = {cmocka_unit_test(replies)};
     const struct CMUnitTest real[] = {cmocka_unit_test(written_and_read), cmocka_unit_test(poisoned)};
-    log_setup(&(struct log_config){.program = "test", .level = LOG_LEVEL_ERROR, .fd = 2});
-    if (hash_setup() != STATUS_OK)
+    if (!unit_begin())
         return 1;
     int failed = cmocka_run_group_tests(pure, NULL, NULL);
-    if (failed == 0 && !redis_server_available()) {
-        fprintf(stderr, "redis-server is not installed: the tests with it are skipped\n");
-        return 77;
-    }
-    return failed + cmocka_run_group_tests(real, NULL, NULL);
+    return failed + redis_run(real, NULL, NULL);
 }

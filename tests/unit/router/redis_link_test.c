@@ -1,8 +1,4 @@
 /* redis_link_test.c - common/redis_link against a real server that is killed, frozen and fed with errors. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <cmocka.h>
 #include <hiredis/hiredis.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,13 +7,12 @@
 #include <sys/wait.h>
 #include <unistd.h>
 #include "common/clock.h"
-#include "common/hash.h"
-#include "common/log.h"
 #include "common/loop.h"
 #include "common/redis_link.h"
 #include "redis_proxy.h"
 #include "redis_server.h"
 #include "spin.h"
+#include "tests/unit/unit.h"
 
 struct bench {
     struct loop *loop;
@@ -632,10 +627,5 @@ int main(void)
         {"slow_server_15_ms", slow_server, NULL, NULL, &delays_ms[1]},
         cmocka_unit_test(loading),
     };
-    log_setup(&(struct log_config){.program = "test", .level = LOG_LEVEL_ERROR, .fd = 2});
-    if (!redis_server_available()) {
-        fprintf(stderr, "redis-server is not installed: skipped\n");
-        return 77;
-    }
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return unit_begin() ? redis_run(tests, NULL, NULL) : 1;
 }

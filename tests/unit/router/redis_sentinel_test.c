@@ -1,21 +1,16 @@
 /* redis_sentinel_test.c - what sentinels answer, and a link that follows them over a failover of real servers. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <cmocka.h>
 #include <hiredis/hiredis.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include "common/clock.h"
-#include "common/hash.h"
-#include "common/log.h"
 #include "common/loop.h"
 #include "common/redis_link.h"
 #include "common/redis_sentinel.h"
 #include "common/redis_settings.h"
 #include "redis_server.h"
 #include "spin.h"
+#include "tests/unit/unit.h"
 
 static redisReply *reply_of(const char *bytes, size_t size)
 {
@@ -284,11 +279,8 @@ int main(void)
 {
     const struct CMUnitTest pure[] = {cmocka_unit_test(answers), cmocka_unit_test(settings)};
     const struct CMUnitTest real[] = {cmocka_unit_test(failover), cmocka_unit_test(no_answer)};
-    log_setup(&(struct log_config){.program = "test", .level = LOG_LEVEL_ERROR, .fd = 2});
+    if (!unit_begin())
+        return 1;
     int failed = cmocka_run_group_tests(pure, NULL, NULL);
-    if (failed == 0 && !redis_server_available()) {
-        fprintf(stderr, "redis-server is not installed: the tests with it are skipped\n");
-        return 77;
-    }
-    return failed + cmocka_run_group_tests(real, NULL, NULL);
+    return failed + redis_run(real, NULL, NULL);
 }

@@ -30,6 +30,12 @@ bool redis_server_available(void)
     return system("command -v redis-server >/dev/null 2>&1") == 0;
 }
 
+int redis_skip(void)
+{
+    fprintf(stderr, "redis-server is not installed: the tests with it are skipped\n");
+    return 77;
+}
+
 unsigned redis_server_port(void)
 {
     int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);

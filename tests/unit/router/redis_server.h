@@ -17,6 +17,10 @@ struct redis_server {
 };
 
 bool redis_server_available(void);
+int redis_skip(void); /* says why on stderr; what CTest takes for skipped */
+/* Runs an array of tests that need a redis-server. */
+#define redis_run(tests, setup, teardown)                                                                              \
+    (redis_server_available() ? cmocka_run_group_tests(tests, setup, teardown) : redis_skip())
 unsigned redis_server_port(void);                      /* free a moment ago */
 void redis_server_start(struct redis_server *server);  /* makes the directory the first time */
 void redis_server_kill(struct redis_server *server);   /* SIGKILL */

@@ -1,14 +1,10 @@
 #include "router_bench.h"
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <cmocka.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <zmq.h>
+#include "common/clock.h"
 #include "common/loop.h"
 #include "spin.h"
+#include "tests/unit/unit.h"
 
 static bool workers_ready(void *user)
 {
@@ -105,18 +101,6 @@ struct fake_ask ask_of(uint32_t stream, const char *conversation)
     return ask;
 }
 
-struct fake_worker *holder(struct bench *bench, unsigned *count)
-{
-    struct fake_worker *found = NULL;
-    *count = 0;
-    for (unsigned i = 0; i < bench->worker_count; i++) {
-        *count += bench->workers[i].request_count;
-        if (bench->workers[i].request_count > 0)
-            found = &bench->workers[i];
-    }
-    return found;
-}
-
 unsigned requests_total(const struct bench *bench)
 {
     unsigned total = 0;
@@ -125,7 +109,82 @@ unsigned requests_total(const struct bench *bench)
     return total;
 }
 
+void answer_at_once(struct bench *bench, unsigned tokens)
+{
+    for (unsigned i = 0; i < bench->worker_count; i++)
+        bench->workers[i].auto_tokens = tokens;
+}
+
+struct fake_worker *worker_named(struct bench *bench, const char *name)
+{
+    for (unsigned i = 0; i < bench->worker_count; i++)
+        if (strcmp(bench->workers[i].name, name) == 0)
+            return &bench->workers[i];
+    fail_msg("worker %s is none of ours", name);
+    return NULL;
+}
+
+struct fake_worker *other_than(struct bench *bench, const struct fake_worker *worker)
+{
+    return &bench->workers[worker == &bench->workers[0]];
+}
+
 void let(struct bench *bench, unsigned ms)
 {
     (void)spin(bench->loop, ms, NULL, NULL);
+}
+
+void ask_each(struct bench *bench, uint32_t first, uint32_t last)
+{
+    for (uint32_t stream = first; stream <= last; stream++) {
+        struct fake_ask ask = ask_of(stream, NULL);
+        fake_client_ask(&bench->clients[0], &ask);
+    }
+}
+
+struct fake_worker *ask_first(struct bench *bench, const struct fake_ask *ask)
+{
+    assert_int_equal(requests_total(bench), 0);
+    fake_client_ask(&bench->clients[0], ask);
+    SPIN_UNTIL(bench->loop, 2000, requests_total(bench) == 1);
+    for (unsigned i = 0; i < bench->worker_count; i++)
+        if (bench->workers[i].request_count == 1)
+            return &bench->workers[i];
+    return NULL;
+}
+
+struct fake_stream *take_turn(struct bench *bench, uint32_t stream, const char *conversation)
+{
+    struct fake_client *client = &bench->clients[0];
+    struct fake_ask ask = ask_of(stream, conversation);
+    fake_client_ask(client, &ask);
+    SPIN_UNTIL(bench->loop, 4000, fake_stream_ends(&client->streams[stream]) == 1);
+    assert_int_equal(client->streams[stream].dones, 1);
+    return &client->streams[stream];
+}
+
+void second_start(struct second *second, struct bench *bench, const struct router_settings *settings)
+{
+    *second = (struct second){.client.role = WIRE_ROLE_CLIENT};
+    assert_int_equal(
+        router_create(bench->loop, bench->zmq, settings ? settings : &bench->settings, NULL, &second->router),
+        STATUS_OK);
+    fake_client_start(&second->client, bench->loop, bench->zmq, router_control_endpoint(second->router),
+                      router_data_endpoint(second->router));
+}
+
+void second_stop(struct second *second)
+{
+    fake_client_stop(&second->client);
+    router_destroy(&second->router);
+}
+
+struct setting setting_start(unsigned worker_count, const struct fake_ask *ask)
+{
+    struct setting s = {.bench = bench_start(worker_count, NULL)};
+    s.client = &s.bench->clients[0];
+    s.stream = &s.client->streams[ask->stream];
+    s.worker = ask_first(s.bench, ask);
+    s.request = fake_worker_request(s.worker, 0);
+    return s;
 }

@@ -1,34 +1,15 @@
 /* router_choices_test - rows of several choices, of log probabilities and of the prompt through the real router: each choice is counted
  * apart, repeats are dropped, a gap or a missing token in any of them ends the request. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <cmocka.h>
 #include "common/clock.h"
 #include "common/loop.h"
 #include "router_bench.h"
 #include "spin.h"
-
-struct setting {
-    struct bench *bench;
-    struct fake_client *client;
-    struct fake_worker *worker;
-    struct fake_request *request;
-    struct fake_stream *stream;
-};
+#include "tests/unit/unit.h"
 
 static struct setting start(unsigned workers)
 {
-    unsigned count;
-    struct setting s = {.bench = bench_start(workers, NULL)};
-    s.client = &s.bench->clients[0];
-    s.stream = &s.client->streams[1];
     struct fake_ask ask = ask_of(1, "chat-1");
-    fake_client_ask(s.client, &ask);
-    SPIN_UNTIL(s.bench->loop, 2000, requests_total(s.bench) == 1);
-    s.worker = holder(s.bench, &count);
-    s.request = fake_worker_request(s.worker, 0);
-    return s;
+    return setting_start(workers, &ask);
 }
 
 static void choices_are_passed_in_order(void **state)
@@ -122,7 +103,7 @@ static void lost_after_the_prompt_it_moves(void **state)
     struct setting s = start(2);
     fake_worker_row(s.worker, s.request, WIRE_CHOICE_PROMPT, 0, 20, 2);
     SPIN_UNTIL(s.bench->loop, 2000, s.stream->by_choice[WIRE_CHOICE_PROMPT] == 20);
-    struct fake_worker *second = s.worker == &s.bench->workers[0] ? &s.bench->workers[1] : &s.bench->workers[0];
+    struct fake_worker *second = other_than(s.bench, s.worker);
     fake_worker_kill(s.worker);
     SPIN_UNTIL(s.bench->loop, 2000, second->request_count == 1);
     struct fake_request *again = fake_worker_request(second, 0);
@@ -175,5 +156,5 @@ int main(void)
         cmocka_unit_test(lost_after_the_prompt_it_moves),
         cmocka_unit_test(asked_again_it_starts_anew),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return unit_run(tests, NULL, NULL);
 }

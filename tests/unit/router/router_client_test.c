@@ -1,19 +1,14 @@
 /* router_client_test.c - the client library through the real router to a fake worker: both ends of one protocol. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <cmocka.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include "common/clock.h"
-#include "common/hash.h"
-#include "common/log.h"
 #include "common/loop.h"
 #include "proto/client.h"
 #include "router_bench.h"
 #include "spin.h"
+#include "tests/unit/unit.h"
 
 enum { CALLS = 64 };
 
@@ -124,6 +119,5 @@ static void cancels_and_survives_a_loss(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(generates), cmocka_unit_test(cancels_and_survives_a_loss)};
-    log_setup(&(struct log_config){.program = "test", .level = LOG_LEVEL_ERROR, .fd = 2});
-    return hash_setup() == STATUS_OK ? cmocka_run_group_tests(tests, NULL, NULL) : 1;
+    return unit_run(tests, NULL, NULL);
 }

@@ -1,16 +1,11 @@
 /* router_credit_test.c - what a router holds: grants of tokens and bytes that it passes on, bodies within a budget. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <cmocka.h>
 #include <stdlib.h>
 #include <string.h>
 #include "common/clock.h"
-#include "common/hash.h"
-#include "common/log.h"
 #include "router/frontend.h"
 #include "router_bench.h"
 #include "spin.h"
+#include "tests/unit/unit.h"
 
 static struct bench *start(unsigned workers, bool credit)
 {
@@ -37,11 +32,8 @@ static void a_grant_passes_through(void **state)
     struct bench *bench = start(2, true);
     struct fake_client *client = &bench->clients[0];
     struct fake_ask ask = ask_of(1, "chat-1");
-    fake_client_ask(client, &ask);
-    SPIN_UNTIL(bench->loop, 2000, requests_total(bench) == 1);
-    unsigned count;
-    struct fake_worker *first = holder(bench, &count);
-    struct fake_worker *second = first == &bench->workers[0] ? &bench->workers[1] : &bench->workers[0];
+    struct fake_worker *first = ask_first(bench, &ask);
+    struct fake_worker *second = other_than(bench, first);
     SPIN_UNTIL(bench->loop, 2000, granted(first, 0) == FRONTEND_STREAM_TOKENS);
     fake_client_grant(client, 1, 700, 0);
     SPIN_UNTIL(bench->loop, 2000, granted(first, 0) == 700);
@@ -84,10 +76,7 @@ static void without_credit_there_is_no_limit(void **state)
     bench->workers[1].capabilities = WIRE_CAN_RESUME;
     fake_worker_welcome(&bench->workers[1]);
     let(bench, 50);
-    for (uint32_t stream = 1; stream <= 10; stream++) {
-        struct fake_ask ask = ask_of(stream, NULL);
-        fake_client_ask(client, &ask);
-    }
+    ask_each(bench, 1, 10);
     SPIN_UNTIL(bench->loop, 2000, requests_total(bench) == 10);
     let(bench, 150);
     assert_true(bench->workers[0].request_count > 0 && bench->workers[1].request_count > 0);
@@ -213,10 +202,5 @@ int main(void)
         cmocka_unit_test(without_credit_there_is_no_limit), cmocka_unit_test(tokens_wait_for_bytes),
         cmocka_unit_test(a_body_that_is_gone_is_asked_for), cmocka_unit_test(a_tenant_over_its_share_waits),
     };
-    struct log_config log = {
-        .program = "test", .level = getenv("ROOST_TEST_LOG") ? LOG_LEVEL_DEBUG : LOG_LEVEL_ERROR, .fd = 2};
-    log_setup(&log);
-    if (hash_setup() != STATUS_OK)
-        return 1;
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return unit_run(tests, NULL, NULL);
 }

@@ -1,19 +1,15 @@
 /* router_input_test.c - the real router and what it must not believe or must refuse: repeats, older attempts, skipped
  * tokens, refusals, limits, malformed frames. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <cmocka.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include "common/clock.h"
 #include "common/hash.h"
-#include "common/log.h"
 #include "common/loop.h"
 #include "router/inflight.h"
 #include "router_bench.h"
 #include "spin.h"
+#include "tests/unit/unit.h"
 
 /* ---- repeats and lies ---- */
 
@@ -77,10 +73,7 @@ static void stale_and_skipping_worker(void **state)
     struct bench *bench = bench_start(1, NULL);
     struct fake_worker *worker = &bench->workers[0];
     struct fake_client *client = &bench->clients[0];
-    for (uint32_t stream = 1; stream <= 3; stream++) {
-        struct fake_ask ask = ask_of(stream, NULL);
-        fake_client_ask(client, &ask);
-    }
+    ask_each(bench, 1, 3);
     SPIN_UNTIL(bench->loop, 2000, worker->request_count == 3);
     struct fake_request forged = worker->requests[0];
     forged.attempt.router += 1;
@@ -119,11 +112,8 @@ static void refusals_try_the_next(void **state)
     struct bench *bench = bench_start(2, NULL);
     struct fake_client *client = &bench->clients[0];
     struct fake_ask ask = ask_of(1, "chat-1");
-    fake_client_ask(client, &ask);
-    SPIN_UNTIL(bench->loop, 2000, requests_total(bench) == 1);
-    unsigned count;
-    struct fake_worker *first = holder(bench, &count);
-    struct fake_worker *second = first == &bench->workers[0] ? &bench->workers[1] : &bench->workers[0];
+    struct fake_worker *first = ask_first(bench, &ask);
+    struct fake_worker *second = other_than(bench, first);
     fake_worker_error(first, &first->requests[0], WIRE_ERROR_OVER_CAPACITY);
     SPIN_UNTIL(bench->loop, 2000, second->request_count == 1);
     assert_int_equal(second->requests[0].loss_count, 0);
@@ -169,11 +159,7 @@ static void retry_budget(void **state)
 {
     (void)state;
     struct bench *bench = bench_start(2, NULL);
-    struct fake_client *client = &bench->clients[0];
-    for (uint32_t stream = 1; stream <= 60; stream++) {
-        struct fake_ask ask = ask_of(stream, NULL);
-        fake_client_ask(client, &ask);
-    }
+    ask_each(bench, 1, 60);
     unsigned seen[2] = {0, 0};
     uint64_t end = clock_now_ms() + 3000;
     while (router_in_flight(bench->router) > 0 || seen[0] + seen[1] < 60) {
@@ -219,16 +205,12 @@ static void worker_streams(void **state)
     (void)state;
     struct bench *bench = bench_start(1, NULL);
     struct fake_worker *worker = &bench->workers[0];
-    struct fake_client *client = &bench->clients[0];
     fake_worker_kill(worker);
     SPIN_UNTIL(bench->loop, 1000, router_workers_ready(bench->router) == 0);
     fake_worker_start_at(worker, bench->loop, bench->zmq, "worker-a", bench->worker_control[0], bench->worker_data[0]);
     worker->streams_max = 2;
     SPIN_UNTIL(bench->loop, 3000, router_workers_ready(bench->router) == 1);
-    for (uint32_t stream = 1; stream <= 3; stream++) {
-        struct fake_ask ask = ask_of(stream, NULL);
-        fake_client_ask(client, &ask);
-    }
+    ask_each(bench, 1, 3);
     SPIN_UNTIL(bench->loop, 2000, router_in_flight(bench->router) == 3 && worker->request_count == 2);
     let(bench, 100);
     assert_int_equal(worker->request_count, 2);
@@ -266,10 +248,7 @@ static void limits(void **state)
     struct bench *bench = bench_start(1, &settings);
     struct fake_worker *worker = &bench->workers[0];
     struct fake_client *client = &bench->clients[0];
-    for (uint32_t stream = 1; stream <= 4; stream++) {
-        struct fake_ask ask = ask_of(stream, NULL);
-        fake_client_ask(client, &ask);
-    }
+    ask_each(bench, 1, 4);
     SPIN_UNTIL(bench->loop, 2000, client->streams[4].errors == 1);
     assert_int_equal(client->streams[4].error, WIRE_ERROR_OVER_CAPACITY);
     assert_true(client->streams[4].retry_after_ms > 0);
@@ -420,10 +399,5 @@ int main(void)
         cmocka_unit_test(bad_requests),          cmocka_unit_test(malformed_everywhere),
         cmocka_unit_test(wrong_hello),
     };
-    struct log_config log = {
-        .program = "test", .level = getenv("ROOST_TEST_LOG") ? LOG_LEVEL_DEBUG : LOG_LEVEL_ERROR, .fd = 2};
-    log_setup(&log);
-    if (hash_setup() != STATUS_OK)
-        return 1;
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return unit_run(tests, NULL, NULL);
 }

@@ -1,19 +1,14 @@
 /* router_loss_test.c - workers that are lost, and how replies go on elsewhere: the real router with fake workers. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <cmocka.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 #include <zmq.h>
 #include "common/clock.h"
-#include "common/hash.h"
-#include "common/log.h"
 #include "common/loop.h"
 #include "router/inflight.h"
 #include "router_bench.h"
 #include "spin.h"
+#include "tests/unit/unit.h"
 
 /* ---- losses ---- */
 
@@ -23,11 +18,8 @@ static void lost_before_tokens(void **state)
     struct bench *bench = bench_start(2, NULL);
     struct fake_client *client = &bench->clients[0];
     struct fake_ask ask = ask_of(1, "chat-1");
-    fake_client_ask(client, &ask);
-    SPIN_UNTIL(bench->loop, 2000, requests_total(bench) == 1);
-    unsigned count;
-    struct fake_worker *first = holder(bench, &count);
-    struct fake_worker *second = first == &bench->workers[0] ? &bench->workers[1] : &bench->workers[0];
+    struct fake_worker *first = ask_first(bench, &ask);
+    struct fake_worker *second = other_than(bench, first);
     fake_worker_ack(first, &first->requests[0]);
     SPIN_UNTIL(bench->loop, 2000, client->streams[1].acks == 1);
     second->auto_tokens = 4;
@@ -65,11 +57,8 @@ static void silent_worker(void **state)
     struct bench *bench = bench_start(2, NULL);
     struct fake_client *client = &bench->clients[0];
     struct fake_ask ask = ask_of(1, "chat-1");
-    fake_client_ask(client, &ask);
-    SPIN_UNTIL(bench->loop, 2000, requests_total(bench) == 1);
-    unsigned count;
-    struct fake_worker *first = holder(bench, &count);
-    struct fake_worker *second = first == &bench->workers[0] ? &bench->workers[1] : &bench->workers[0];
+    struct fake_worker *first = ask_first(bench, &ask);
+    struct fake_worker *second = other_than(bench, first);
     *(deaf ? &first->deaf : &first->mute) = true;
     second->auto_tokens = 3;
     SPIN_UNTIL(bench->loop, 1500, router_workers_ready(bench->router) == 1);
@@ -200,28 +189,6 @@ static void name_is_taken(void **state)
 
 /* ---- replies go on elsewhere ---- */
 
-/* A request of stream 1 at the worker that has it; the others are not used yet. */
-struct setting {
-    struct bench *bench;
-    struct fake_client *client;
-    struct fake_worker *worker;
-    struct fake_request *request;
-    struct fake_stream *stream;
-};
-
-static struct setting start_ask(unsigned workers, const struct fake_ask *ask, const struct router_settings *settings)
-{
-    struct setting s = {.bench = bench_start(workers, settings)};
-    unsigned count;
-    s.client = &s.bench->clients[0];
-    s.stream = &s.client->streams[ask->stream];
-    fake_client_ask(s.client, ask);
-    SPIN_UNTIL(s.bench->loop, 2000, requests_total(s.bench) == 1);
-    s.worker = holder(s.bench, &count);
-    s.request = fake_worker_request(s.worker, 0);
-    return s;
-}
-
 /* Returns when so many requests have been sent in all, the last one to another worker: that is s->request now. */
 static void follow(struct setting *s, unsigned total)
 {
@@ -241,7 +208,7 @@ static void a_reply_goes_on_elsewhere(void **state)
 {
     (void)state;
     struct fake_ask ask = ask_of(1, "chat-1");
-    struct setting s = start_ask(2, &ask, NULL);
+    struct setting s = setting_start(2, &ask);
     fake_worker_ack(s.worker, s.request);
     SPIN_UNTIL(s.bench->loop, 2000, s.stream->acks == 1);
     assert_true(s.stream->has_numerics_id);
@@ -283,7 +250,7 @@ static void each_choice_goes_on(void **state)
     (void)state;
     struct fake_ask ask = ask_of(1, "chat-1");
     ask.body_choices = 4;
-    struct setting s = start_ask(2, &ask, NULL);
+    struct setting s = setting_start(2, &ask);
     fake_worker_row(s.worker, s.request, 0, 0, 5, 0);
     fake_worker_row(s.worker, s.request, 2, 0, 3, 0);
     fake_worker_row(s.worker, s.request, 0, 5, 200, 0); /* ids of one reply grow past what was kept first */
@@ -313,7 +280,7 @@ static void progress_is_not_blame(void **state)
     (void)state;
     struct fake_ask ask = ask_of(1, "chat-1");
     ask.deadline_ms = 60000;
-    struct setting s = start_ask(2, &ask, NULL);
+    struct setting s = setting_start(2, &ask);
     for (uint32_t move = 0; move <= REQUEST_MOVES_MAX; move++) {
         assert_int_equal(s.request->loss_count, 0);
         assert_int_equal(s.request->resume_total, move);
@@ -348,7 +315,7 @@ static void two_losses_without_progress_end_a_reply(void **state)
 {
     (void)state;
     struct fake_ask ask = ask_of(1, "chat-1");
-    struct setting s = start_ask(3, &ask, NULL);
+    struct setting s = setting_start(3, &ask);
     fake_worker_tokens(s.worker, s.request, 0, 2);
     SPIN_UNTIL(s.bench->loop, 2000, s.stream->tokens == 2);
     fake_worker_kill(s.worker);
@@ -441,8 +408,8 @@ static void other_numerics(void **state)
     bool allowed = *state != NULL;
     struct fake_ask ask = ask_of(1, NULL);
     ask.inexact_allowed = allowed;
-    struct setting s = start_ask(2, &ask, NULL);
-    struct fake_worker *other = s.worker == &s.bench->workers[0] ? &s.bench->workers[1] : &s.bench->workers[0];
+    struct setting s = setting_start(2, &ask);
+    struct fake_worker *other = other_than(s.bench, s.worker);
     memset(other->numerics_id, 0x77, sizeof other->numerics_id);
     fake_worker_welcome(other);
     fake_worker_tokens(s.worker, s.request, 0, 2);
@@ -461,9 +428,12 @@ static void other_numerics(void **state)
         assert_true(s.request->inexact_allowed);
         assert_memory_not_equal(s.request->numerics_id, s.worker->numerics_id, 32); /* what its tokens were made with */
         fake_worker_tokens(s.worker, s.request, 2, 2);
+        SPIN_UNTIL(s.bench->loop, 2000, s.stream->acks == 2); /* told what a resume has to ask for now */
+        assert_memory_equal(s.stream->numerics_id, s.worker->numerics_id, 32);
         fake_worker_done(s.worker, s.request, 4);
         SPIN_UNTIL(s.bench->loop, 2000, s.stream->dones == 1);
         assert_true(s.stream->inexact);
+        assert_int_equal(s.stream->acks, 2);
         assert_int_equal(stats_of(s.bench).inexact, 1);
     }
     bench_stop(&s.bench);
@@ -474,8 +444,8 @@ static void a_worker_that_cannot_resume(void **state)
 {
     (void)state;
     struct fake_ask ask = ask_of(1, "chat-1");
-    struct setting s = start_ask(3, &ask, NULL);
-    struct fake_worker *old = s.worker == &s.bench->workers[0] ? &s.bench->workers[1] : &s.bench->workers[0];
+    struct setting s = setting_start(3, &ask);
+    struct fake_worker *old = other_than(s.bench, s.worker);
     struct fake_worker *young = &s.bench->workers[3 - (old - s.bench->workers) - (s.worker - s.bench->workers)];
     old->capabilities = 0;
     old->kv_tokens_max = 10000000; /* the best choice by far */
@@ -503,7 +473,7 @@ static void a_moved_reply_waits_for_room(void **state)
 {
     (void)state;
     struct fake_ask ask = ask_of(1, "chat-1");
-    struct setting s = start_ask(2, &ask, NULL);
+    struct setting s = setting_start(2, &ask);
     fake_worker_tokens(s.worker, s.request, 0, 2);
     SPIN_UNTIL(s.bench->loop, 2000, s.stream->tokens == 2);
     fake_worker_kill(s.worker);
@@ -567,7 +537,7 @@ static void late_output_is_dropped(void **state)
 {
     (void)state;
     struct fake_ask ask = ask_of(1, "chat-1");
-    struct setting s = start_ask(2, &ask, NULL);
+    struct setting s = setting_start(2, &ask);
     struct fake_worker *first = s.worker;
     struct fake_request old = *s.request;
     fake_worker_tokens(first, &old, 0, 2);
@@ -617,10 +587,5 @@ int main(void)
         cmocka_unit_test(a_client_resumes),
         cmocka_unit_test(late_output_is_dropped),
     };
-    struct log_config log = {
-        .program = "test", .level = getenv("ROOST_TEST_LOG") ? LOG_LEVEL_DEBUG : LOG_LEVEL_ERROR, .fd = 2};
-    log_setup(&log);
-    if (hash_setup() != STATUS_OK)
-        return 1;
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return unit_run(tests, NULL, NULL);
 }

@@ -1,21 +1,17 @@
 /* router_redis_test.c - the router with a real Redis: shared placements, the directory, leases there, and Redis going
  * away. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <cmocka.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include "common/clock.h"
 #include "common/hash.h"
-#include "common/log.h"
 #include "common/loop.h"
 #include "redis_server.h"
 #include "router/placement.h"
 #include "router/worker_pool.h"
 #include "router_bench.h"
 #include "spin.h"
+#include "tests/unit/unit.h"
 
 static struct redis_server server;
 
@@ -71,29 +67,28 @@ static void wait_for_redis(struct bench *bench)
     let(bench, 1300); /* it connects within one probe, and who comes in its first second may wait for Redis longer */
 }
 
-static struct fake_stream *turn(struct bench *bench, uint32_t stream, const char *conversation)
+/* Workers that answer each request with so many tokens, and a router with Redis that may be waited for. */
+static struct bench *start(unsigned workers, unsigned tokens, bool wait)
 {
-    struct fake_client *client = &bench->clients[0];
-    struct fake_ask ask = ask_of(stream, conversation);
-    fake_client_ask(client, &ask);
-    SPIN_UNTIL(bench->loop, 4000, fake_stream_ends(&client->streams[stream]) == 1);
-    assert_int_equal(client->streams[stream].dones, 1);
-    return &client->streams[stream];
+    struct router_settings settings = redis_settings();
+    struct bench *bench = bench_start(workers, &settings);
+    if (wait)
+        wait_for_redis(bench);
+    answer_at_once(bench, tokens);
+    return bench;
 }
 
-static struct fake_worker *worker_named(struct bench *bench, const char *name)
+static void register_all(struct bench *bench)
 {
     for (unsigned i = 0; i < bench->worker_count; i++)
-        if (strcmp(bench->workers[i].name, name) == 0)
-            return &bench->workers[i];
-    return NULL;
+        register_worker(&bench->workers[i], 600000);
 }
 
 /* Turns until the claim was answered within its 2 ms: this machine has other things to do as well. */
 static struct fake_stream *placed_turn(struct bench *bench, uint32_t *stream, const char *conversation)
 {
     for (uint64_t end = clock_now_ms() + 5000; clock_now_ms() < end && *stream < FAKE_STREAMS_MAX; let(bench, 20)) {
-        struct fake_stream *got = turn(bench, (*stream)++, conversation);
+        struct fake_stream *got = take_turn(bench, (*stream)++, conversation);
         if (strcmp(got->route, "redis-down") != 0)
             return got;
     }
@@ -104,11 +99,7 @@ static struct fake_stream *placed_turn(struct bench *bench, uint32_t *stream, co
 static void placed_and_shared(void **state)
 {
     (void)state;
-    struct router_settings settings = redis_settings();
-    struct bench *bench = bench_start(3, &settings);
-    wait_for_redis(bench);
-    for (unsigned i = 0; i < 3; i++)
-        bench->workers[i].auto_tokens = 3;
+    struct bench *bench = start(3, 3, true);
     uint32_t stream = 1;
     struct fake_stream *first = placed_turn(bench, &stream, "chat-1");
     char owner[WIRE_NAME_MAX + 1], cache[HASH_HEX_SIZE(16)];
@@ -119,29 +110,22 @@ static void placed_and_shared(void **state)
     assert_true(strtoull(field("chat-1", "epoch"), NULL, 10) == first->epoch || first->epoch == 0);
 
     /* another router, started later, knows nothing and goes to the same worker */
-    struct router *other = bench->router;
-    struct fake_client other_client = bench->clients[0];
-    assert_int_equal(router_create(bench->loop, bench->zmq, &bench->settings, NULL, &bench->router), STATUS_OK);
-    struct fake_client fresh = {.role = WIRE_ROLE_CLIENT};
-    fake_client_start(&fresh, bench->loop, bench->zmq, router_control_endpoint(bench->router),
-                      router_data_endpoint(bench->router));
-    SPIN_UNTIL(bench->loop, 3000, fake_client_ready(&fresh) && router_workers_ready(bench->router) == 3);
+    struct second other;
+    second_start(&other, bench, NULL);
+    SPIN_UNTIL(bench->loop, 3000, fake_client_ready(&other.client) && router_workers_ready(other.router) == 3);
     wait_for_redis(bench);
     bool home = false;
     for (uint32_t i = 100; i < FAKE_STREAMS_MAX && !home; i++) {
         struct fake_ask ask = ask_of(i, "chat-1");
-        fake_client_ask(&fresh, &ask);
-        SPIN_UNTIL(bench->loop, 3000, fresh.streams[i].dones == 1);
-        home = strcmp(fresh.streams[i].route, "owner") == 0;
+        fake_client_ask(&other.client, &ask);
+        SPIN_UNTIL(bench->loop, 3000, other.client.streams[i].dones == 1);
+        home = strcmp(other.client.streams[i].route, "owner") == 0;
         let(bench, home ? 0 : 20);
         if (home)
-            assert_string_equal(fresh.streams[i].worker, owner);
+            assert_string_equal(other.client.streams[i].worker, owner);
     }
     assert_true(home);
-    (void)other_client;
-    fake_client_stop(&fresh);
-    router_destroy(&bench->router);
-    bench->router = other;
+    second_stop(&other);
     bench_stop(&bench);
 }
 
@@ -149,13 +133,8 @@ static void placed_and_shared(void **state)
 static void lease_in_redis_counts(void **state)
 {
     (void)state;
-    struct router_settings settings = redis_settings();
-    struct bench *bench = bench_start(2, &settings);
-    wait_for_redis(bench);
-    for (unsigned i = 0; i < 2; i++) {
-        bench->workers[i].auto_tokens = 1;
-        register_worker(&bench->workers[i], 600000);
-    }
+    struct bench *bench = start(2, 1, true);
+    register_all(bench);
     uint32_t stream = 1;
     struct fake_stream *first = placed_turn(bench, &stream, "chat-2");
     char owner[WIRE_NAME_MAX + 1];
@@ -185,12 +164,8 @@ static void lease_in_redis_counts(void **state)
 static void link_down_for_long(void **state)
 {
     (void)state;
-    struct router_settings settings = redis_settings();
-    struct bench *bench = bench_start(2, &settings);
-    for (unsigned i = 0; i < 2; i++) {
-        bench->workers[i].auto_tokens = 1;
-        register_worker(&bench->workers[i], 600000);
-    }
+    struct bench *bench = start(2, 1, false);
+    register_all(bench);
     uint32_t stream = 1;
     char owner[WIRE_NAME_MAX + 1];
     snprintf(owner, sizeof owner, "%s", placed_turn(bench, &stream, "chat-11")->worker);
@@ -204,7 +179,7 @@ static void link_down_for_long(void **state)
         let(bench, 200);
         /* as it was: the worker that runs a turn while the owner's link is down may have taken its cache into it */
         redis_server_ask(&server, "HSET roost:{%s}:place owner %s epoch %u", key.hex, owner, 1000 + i);
-        got = turn(bench, stream++, "chat-11");
+        got = take_turn(bench, stream++, "chat-11");
         assert_string_not_equal(got->worker, owner);
     }
     assert_true(clock_now_ms() - killed >= WORKER_TAKE_OVER_MS);
@@ -226,10 +201,8 @@ static void directory(void **state)
     redis_server_ask(&server, "SET roost:worker:poison x");
     redis_server_ask(&server, "SADD roost:workers strange");
     redis_server_ask(&server, "HSET roost:worker:strange endpoint nonsense://");
-    for (unsigned i = 0; i < 2; i++) {
-        bench->workers[i].auto_tokens = 1;
-        register_worker(&bench->workers[i], 600000);
-    }
+    answer_at_once(bench, 1);
+    register_all(bench);
     SPIN_UNTIL(bench->loop, 4000, router_workers_ready(bench->router) == 2);
     uint32_t stream = 1;
     (void)placed_turn(bench, &stream, "chat-3");
@@ -261,11 +234,7 @@ static void directory(void **state)
 static void redis_goes_away(void **state)
 {
     (void)state;
-    struct router_settings settings = redis_settings();
-    struct bench *bench = bench_start(3, &settings);
-    wait_for_redis(bench);
-    for (unsigned i = 0; i < 3; i++)
-        bench->workers[i].auto_tokens = 1;
+    struct bench *bench = start(3, 1, true);
     uint32_t stream = 1;
     char owner[WIRE_NAME_MAX + 1];
     snprintf(owner, sizeof owner, "%s", placed_turn(bench, &stream, "chat-4")->worker);
@@ -273,7 +242,7 @@ static void redis_goes_away(void **state)
     uint32_t best_us = UINT32_MAX,
              open_us = UINT32_MAX; /* the best, so that other load on this machine does not count */
     for (unsigned i = 0; i < 12; i++) {
-        struct fake_stream *got = turn(bench, stream++, "chat-4");
+        struct fake_stream *got = take_turn(bench, stream++, "chat-4");
         assert_string_equal(got->route, "redis-down");
         assert_string_equal(got->worker, owner);
         best_us = i < 5 && got->route_us < best_us ? got->route_us : best_us;
@@ -284,12 +253,12 @@ static void redis_goes_away(void **state)
     assert_in_range(stats_of(bench).placement_late, 5, 6);
     redis_server_kill(&server);
     char fresh[WIRE_NAME_MAX + 1];
-    snprintf(fresh, sizeof fresh, "%s", turn(bench, stream++, "chat-5")->worker); /* unknown: the order alone */
-    assert_string_equal(turn(bench, stream++, "chat-5")->worker, fresh);
+    snprintf(fresh, sizeof fresh, "%s", take_turn(bench, stream++, "chat-5")->worker); /* unknown: the order alone */
+    assert_string_equal(take_turn(bench, stream++, "chat-5")->worker, fresh);
     redis_server_start(&server);
     bool placed = false;
     for (unsigned i = 0; i < 60 && !placed; i++) {
-        placed = strcmp(turn(bench, stream++, "chat-4")->route, "redis-down") != 0;
+        placed = strcmp(take_turn(bench, stream++, "chat-4")->route, "redis-down") != 0;
         let(bench, 50);
     }
     assert_true(placed);
@@ -302,11 +271,7 @@ static void redis_goes_away(void **state)
 static void late_answer(void **state)
 {
     (void)state;
-    struct router_settings settings = redis_settings();
-    struct bench *bench = bench_start(2, &settings);
-    wait_for_redis(bench);
-    for (unsigned i = 0; i < 2; i++)
-        bench->workers[i].auto_tokens = 1;
+    struct bench *bench = start(2, 1, true);
     uint32_t stream = 1;
     char first[WIRE_NAME_MAX + 1];
     snprintf(first, sizeof first, "%s", placed_turn(bench, &stream, "chat-6")->worker);
@@ -316,12 +281,12 @@ static void late_answer(void **state)
     let(bench, 50);
     redis_server_ask(&server, "HSET roost:{%s}:place owner %s", key.hex, second);
     redis_server_freeze(&server);
-    assert_string_equal(turn(bench, stream, "chat-6")->worker, first); /* what we remember */
+    assert_string_equal(take_turn(bench, stream, "chat-6")->worker, first); /* what we remember */
     assert_string_equal(bench->clients[0].streams[stream].route, "redis-down");
     redis_server_thaw(&server);
     let(bench, 100);
     assert_string_equal(field("chat-6", "owner"), second);
-    assert_string_equal(turn(bench, stream + 1, "chat-6")->worker, second);
+    assert_string_equal(take_turn(bench, stream + 1, "chat-6")->worker, second);
     assert_string_equal(field("chat-6", "owner"), second);
     bench_stop(&bench);
 }
@@ -330,11 +295,7 @@ static void late_answer(void **state)
 static void a_repeat_waits_for_its_record(void **state)
 {
     (void)state;
-    struct router_settings settings = redis_settings();
-    struct bench *bench = bench_start(3, &settings);
-    wait_for_redis(bench);
-    for (unsigned i = 0; i < 3; i++)
-        bench->workers[i].auto_tokens = 1;
+    struct bench *bench = start(3, 1, true);
     uint32_t stream = 1;
     (void)placed_turn(bench, &stream, "chat-14"); /* the link is up */
     for (unsigned i = 0; i < 3; i++) {
@@ -365,16 +326,12 @@ static void late_answer_to_a_new_one(void **state)
 {
     (void)state;
     enum { TALKS = 16 };
-    struct router_settings settings = redis_settings();
-    struct bench *bench = bench_start(3, &settings);
-    wait_for_redis(bench);
+    struct bench *bench = start(3, 1, true);
     struct fake_client *client = &bench->clients[0];
     uint32_t stream = 1;
-    bench->workers[0].auto_tokens = bench->workers[1].auto_tokens = bench->workers[2].auto_tokens = 1;
     (void)placed_turn(bench, &stream, "chat-12"); /* the link is up */
     bench->workers[0].queued_tokens = 1 << 20;    /* never proposed, and first in the order of a third of them */
-    for (unsigned i = 0; i < 3; i++)
-        bench->workers[i].auto_tokens = 0;
+    answer_at_once(bench, 0);
     let(bench, 300);
     uint64_t late = stats_of(bench).placement_late;
     unsigned before = requests_total(bench);
@@ -407,34 +364,27 @@ static void late_answer_to_a_new_one(void **state)
 static void open_when_redis_has_answered(void **state)
 {
     (void)state;
-    struct router_settings settings = redis_settings();
-    struct bench *bench = bench_start(3, &settings);
-    for (unsigned i = 0; i < 3; i++) {
-        bench->workers[i].auto_tokens = 1;
-        register_worker(&bench->workers[i], 600000);
-    }
+    struct bench *bench = start(3, 1, false);
+    register_all(bench);
     uint32_t stream = 1;
     (void)placed_turn(bench, &stream, "chat-13");
     struct placement_key key = key_of("chat-13");
     for (unsigned i = 0; i < 3; i++) { /* the owner is each of them once, so that no luck decides */
         redis_server_ask(&server, "HSET roost:{%s}:place owner %s", key.hex, bench->workers[i].name);
         redis_server_freeze(&server);
-        struct router *other = NULL;
-        struct fake_client fresh = {.role = WIRE_ROLE_CLIENT};
-        assert_int_equal(router_create(bench->loop, bench->zmq, &bench->settings, NULL, &other), STATUS_OK);
-        fake_client_start(&fresh, bench->loop, bench->zmq, router_control_endpoint(other), router_data_endpoint(other));
-        SPIN_UNTIL(bench->loop, 3000, router_workers_ready(other) == 3);
+        struct second other;
+        second_start(&other, bench, NULL);
+        SPIN_UNTIL(bench->loop, 3000, router_workers_ready(other.router) == 3);
         let(bench, 300);
-        assert_false(fake_client_ready(&fresh));
+        assert_false(fake_client_ready(&other.client));
         redis_server_thaw(&server);
-        SPIN_UNTIL(bench->loop, 1000, fake_client_ready(&fresh));
+        SPIN_UNTIL(bench->loop, 1000, fake_client_ready(&other.client));
         struct fake_ask ask = ask_of(100, "chat-13");
-        fake_client_ask(&fresh, &ask);
-        SPIN_UNTIL(bench->loop, 1000, fresh.streams[100].dones == 1);
-        assert_string_equal(fresh.streams[100].route, "owner");
-        assert_string_equal(fresh.streams[100].worker, bench->workers[i].name);
-        fake_client_stop(&fresh);
-        router_destroy(&other);
+        fake_client_ask(&other.client, &ask);
+        SPIN_UNTIL(bench->loop, 1000, other.client.streams[100].dones == 1);
+        assert_string_equal(other.client.streams[100].route, "owner");
+        assert_string_equal(other.client.streams[100].worker, bench->workers[i].name);
+        second_stop(&other);
     }
     bench_stop(&bench);
 }
@@ -455,12 +405,9 @@ static void ask_late(struct bench *bench, struct fake_client *client, struct fak
 static void late_answer_while_it_runs(void **state)
 {
     (void)state;
-    struct router_settings settings = redis_settings();
-    struct bench *bench = bench_start(1, &settings);
-    wait_for_redis(bench);
+    struct bench *bench = start(1, 1, true);
     struct fake_worker *worker = &bench->workers[0];
     struct fake_client *client = &bench->clients[0];
-    worker->auto_tokens = 1;
     uint32_t stream = 1;
     (void)placed_turn(bench, &stream, "chat-8"); /* the link is up */
     worker->auto_tokens = 0;
@@ -481,12 +428,9 @@ static void late_answer_while_it_runs(void **state)
 static void late_answer_while_it_waits(void **state)
 {
     (void)state;
-    struct router_settings settings = redis_settings();
-    struct bench *bench = bench_start(1, &settings);
-    wait_for_redis(bench);
+    struct bench *bench = start(1, 1, true);
     struct fake_worker *worker = &bench->workers[0];
     struct fake_client *client = &bench->clients[1];
-    worker->auto_tokens = 1;
     uint32_t stream = 1;
     (void)placed_turn(bench, &stream, "chat-8");
     worker->auto_tokens = 0;
@@ -516,14 +460,11 @@ static void absent_at_start(void **state)
 {
     (void)state;
     redis_server_kill(&server);
-    struct router_settings settings = redis_settings();
-    struct bench *bench = bench_start(2, &settings);
-    for (unsigned i = 0; i < 2; i++)
-        bench->workers[i].auto_tokens = 1;
+    struct bench *bench = start(2, 1, false);
     uint32_t stream = 1;
-    assert_string_equal(turn(bench, stream++, "chat-7")->route, "redis-down");
+    assert_string_equal(take_turn(bench, stream++, "chat-7")->route, "redis-down");
     redis_server_start(&server);
-    SPIN_UNTIL(bench->loop, 3000, strcmp(turn(bench, stream++, "chat-7")->route, "redis-down") != 0);
+    SPIN_UNTIL(bench->loop, 3000, strcmp(take_turn(bench, stream++, "chat-7")->route, "redis-down") != 0);
     assert_string_equal(redis_server_ask(&server, "DBSIZE"), "1");
     bench_stop(&bench);
 }
@@ -544,12 +485,5 @@ int main(void)
         cmocka_unit_test(late_answer_while_it_waits),
         cmocka_unit_test(absent_at_start),
     };
-    struct log_config log = {
-        .program = "test", .level = getenv("ROOST_TEST_LOG") ? LOG_LEVEL_DEBUG : LOG_LEVEL_ERROR, .fd = 2};
-    log_setup(&log);
-    if (!redis_server_available()) {
-        fprintf(stderr, "redis-server is not installed: skipped\n");
-        return 77;
-    }
-    return hash_setup() == STATUS_OK ? cmocka_run_group_tests(tests, start_server, stop_server) : 1;
+    return unit_begin() ? redis_run(tests, start_server, stop_server) : 1;
 }

@@ -1,9 +1,5 @@
 /* router_route_test.c - where turns go when their owner drains, is slow, or is silent for a moment, and the log of it:
  * the real router with fake workers. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <cmocka.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,29 +11,21 @@
 #include "router/worker_pool.h"
 #include "router_bench.h"
 #include "spin.h"
+#include "tests/unit/unit.h"
 
-/* Takes a turn and returns the worker that ran it. */
-static struct fake_worker *take_turn(struct bench *bench, uint32_t stream, const char *conversation, const char *route)
+/* The worker that runs this turn, which comes to it in this way; NULL: in any. */
+static struct fake_worker *turn(struct bench *bench, uint32_t stream, const char *conversation, const char *route)
 {
-    struct fake_client *client = &bench->clients[0];
-    struct fake_ask ask = ask_of(stream, conversation);
-    fake_client_ask(client, &ask);
-    SPIN_UNTIL(bench->loop, 3000, fake_stream_ends(&client->streams[stream]) == 1);
-    assert_int_equal(client->streams[stream].dones, 1);
+    const struct fake_stream *took = take_turn(bench, stream, conversation);
     if (route)
-        assert_string_equal(client->streams[stream].route, route);
-    for (unsigned i = 0; i < bench->worker_count; i++)
-        if (strcmp(client->streams[stream].worker, bench->workers[i].name) == 0)
-            return &bench->workers[i];
-    fail_msg("worker %s is none of ours", client->streams[stream].worker);
-    return NULL;
+        assert_string_equal(took->route, route);
+    return worker_named(bench, took->worker);
 }
 
 static struct bench *start(unsigned workers, const struct router_settings *settings)
 {
     struct bench *bench = bench_start(workers, settings);
-    for (unsigned i = 0; i < workers; i++)
-        bench->workers[i].auto_tokens = 2;
+    answer_at_once(bench, 2);
     return bench;
 }
 
@@ -46,17 +34,17 @@ static void draining_owner_gives_its_conversations_away(void **state)
 {
     (void)state;
     struct bench *bench = start(3, NULL);
-    struct fake_worker *owner = take_turn(bench, 1, "chat", "new");
-    assert_ptr_equal(take_turn(bench, 2, "chat", "owner"), owner);
+    struct fake_worker *owner = turn(bench, 1, "chat", "new");
+    assert_ptr_equal(turn(bench, 2, "chat", "owner"), owner);
     owner->life = WIRE_LIFE_DRAINING;
     SPIN_UNTIL(bench->loop, 1000, router_workers_ready(bench->router) == 2);
-    struct fake_worker *next = take_turn(bench, 3, "chat", "moved");
+    struct fake_worker *next = turn(bench, 3, "chat", "moved");
     assert_ptr_not_equal(next, owner);
     uint64_t epoch = bench->clients[0].streams[3].epoch;
     assert_true(epoch > bench->clients[0].streams[2].epoch);
     owner->life = WIRE_LIFE_READY;
     SPIN_UNTIL(bench->loop, 1000, router_workers_ready(bench->router) == 3);
-    assert_ptr_equal(take_turn(bench, 4, "chat", "owner"), next);
+    assert_ptr_equal(turn(bench, 4, "chat", "owner"), next);
     assert_true(bench->clients[0].streams[4].epoch == epoch);
     bench_stop(&bench);
 }
@@ -68,18 +56,18 @@ static void overloaded_owner_is_left_within_the_budget(void **state)
     struct bench *bench = start(2, NULL);
     for (unsigned i = 0; i < 2; i++)
         bench->workers[i].token_ns = 100000;
-    struct fake_worker *owner = take_turn(bench, 1, "chat", "new");
+    struct fake_worker *owner = turn(bench, 1, "chat", "new");
     owner->queued_tokens = 20000;
     let(bench, 400);
     for (uint32_t stream = 10; stream < 30; stream++) /* 20 requests: one may leave */
-        assert_ptr_not_equal(take_turn(bench, stream, "", "load"), owner);
-    assert_ptr_equal(take_turn(bench, 2, "chat", "owner"), owner); /* not for a second yet */
+        assert_ptr_not_equal(turn(bench, stream, "", "load"), owner);
+    assert_ptr_equal(turn(bench, 2, "chat", "owner"), owner); /* not for a second yet */
     let(bench, 1200);
-    struct fake_worker *other = take_turn(bench, 3, "chat", "overload");
+    struct fake_worker *other = turn(bench, 3, "chat", "overload");
     assert_ptr_not_equal(other, owner);
-    assert_ptr_equal(take_turn(bench, 4, "chat", "owner"), owner); /* the budget is spent */
+    assert_ptr_equal(turn(bench, 4, "chat", "owner"), owner); /* the budget is spent */
     assert_true(bench->clients[0].streams[4].epoch == bench->clients[0].streams[2].epoch);
-    assert_ptr_equal(take_turn(bench, 5, "another", NULL), other); /* new ones avoid it */
+    assert_ptr_equal(turn(bench, 5, "another", NULL), other); /* new ones avoid it */
     bench_stop(&bench);
 }
 
@@ -89,7 +77,7 @@ static void silent_owner_is_waited_for(void **state)
     (void)state;
     struct bench *bench = start(2, NULL);
     struct fake_client *client = &bench->clients[0];
-    struct fake_worker *owner = take_turn(bench, 1, "chat", "new");
+    struct fake_worker *owner = turn(bench, 1, "chat", "new");
     owner->deaf = true;
     SPIN_UNTIL(bench->loop, 1500, router_workers_ready(bench->router) == 1);
     unsigned before = requests_total(bench);
@@ -107,12 +95,12 @@ static void silent_owner_is_waited_for(void **state)
     owner->deaf = true; /* it does not come back: not for ever */
     SPIN_UNTIL(bench->loop, 1500, router_workers_ready(bench->router) == 1);
     asked_ms = clock_now_ms();
-    assert_ptr_not_equal(take_turn(bench, 3, "chat", "spill"), owner);
+    assert_ptr_not_equal(turn(bench, 3, "chat", "spill"), owner);
     printf("waited %u ms for a silent owner\n", (unsigned)(clock_now_ms() - asked_ms));
     assert_in_range(clock_now_ms() - asked_ms, 350, 1600);
     owner->deaf = false;
     SPIN_UNTIL(bench->loop, 2000, router_workers_ready(bench->router) == 2);
-    assert_ptr_equal(take_turn(bench, 4, "chat", "owner"), owner);
+    assert_ptr_equal(turn(bench, 4, "chat", "owner"), owner);
     bench_stop(&bench);
 }
 
@@ -127,12 +115,12 @@ static void decisions_are_written_and_replay(void **state)
     settings.decision_log = path;
     settings.decision_sample = 1;
     struct bench *bench = start(3, &settings);
-    (void)take_turn(bench, 1, "chat", "new");
-    struct fake_worker *owner = take_turn(bench, 2, "chat", "owner");
-    (void)take_turn(bench, 3, "", "load");
+    (void)turn(bench, 1, "chat", "new");
+    struct fake_worker *owner = turn(bench, 2, "chat", "owner");
+    (void)turn(bench, 3, "", "load");
     owner->life = WIRE_LIFE_DRAINING;
     SPIN_UNTIL(bench->loop, 1000, router_workers_ready(bench->router) == 2);
-    (void)take_turn(bench, 4, "chat", "moved");
+    (void)turn(bench, 4, "chat", "moved");
     assert_int_equal(stats_of(bench).decisions_dropped, 0);
     bench_stop(&bench);
 
@@ -166,9 +154,9 @@ static void failing_claim_is_served_without_it(void **state)
     if (probe_arm("router.claim=fail@2") != STATUS_OK)
         skip();
     struct bench *bench = start(2, NULL);
-    struct fake_worker *owner = take_turn(bench, 1, "chat", "new");
-    assert_ptr_equal(take_turn(bench, 2, "chat", "redis-down"), owner); /* remembered */
-    assert_ptr_equal(take_turn(bench, 3, "chat", "owner"), owner);
+    struct fake_worker *owner = turn(bench, 1, "chat", "new");
+    assert_ptr_equal(turn(bench, 2, "chat", "redis-down"), owner); /* remembered */
+    assert_ptr_equal(turn(bench, 3, "chat", "owner"), owner);
     bench_stop(&bench);
 }
 
@@ -181,5 +169,5 @@ int main(void)
         cmocka_unit_test(decisions_are_written_and_replay),
         cmocka_unit_test(failing_claim_is_served_without_it),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return unit_run(tests, NULL, NULL);
 }

@@ -1,8 +1,4 @@
 /* router_test.c - the real router on the test's loop, with fake workers and fake clients on real sockets. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <cmocka.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,10 +6,10 @@
 #include <zmq.h>
 #include "common/clock.h"
 #include "common/hash.h"
-#include "common/log.h"
 #include "common/loop.h"
 #include "router_bench.h"
 #include "spin.h"
+#include "tests/unit/unit.h"
 
 /* ---- happy path ---- */
 
@@ -23,10 +19,7 @@ static void happy_path(void **state)
     struct bench *bench = bench_start(2, NULL);
     struct fake_client *client = &bench->clients[0];
     struct fake_ask ask = ask_of(1, "chat-1");
-    fake_client_ask(client, &ask);
-    SPIN_UNTIL(bench->loop, 2000, requests_total(bench) == 1);
-    unsigned count;
-    struct fake_worker *worker = holder(bench, &count);
+    struct fake_worker *worker = ask_first(bench, &ask);
     struct fake_request *request = fake_worker_request(worker, 0);
     assert_memory_equal(request->id, ask.id, WIRE_ID_BYTES);
     assert_memory_equal(request->incarnation, worker->incarnation, WIRE_ID_BYTES);
@@ -82,8 +75,7 @@ static void two_clients(void **state)
 {
     (void)state;
     struct bench *bench = bench_start(3, NULL);
-    for (unsigned i = 0; i < 3; i++)
-        bench->workers[i].auto_tokens = 20;
+    answer_at_once(bench, 20);
     for (uint32_t stream = 1; stream <= 40; stream++) {
         for (unsigned i = 0; i < CLIENTS; i++) {
             char conversation[32];
@@ -118,10 +110,7 @@ static void tokens_are_batched(void **state)
     struct bench *bench = bench_start(1, NULL);
     struct fake_worker *worker = &bench->workers[0];
     struct fake_client *client = &bench->clients[0];
-    for (uint32_t stream = 1; stream <= 50; stream++) {
-        struct fake_ask ask = ask_of(stream, NULL);
-        fake_client_ask(client, &ask);
-    }
+    ask_each(bench, 1, 50);
     SPIN_UNTIL(bench->loop, 2000, worker->request_count == 50);
     for (unsigned i = 0; i < 50; i++)
         fake_worker_tokens(worker, &worker->requests[i], 0, 2);
@@ -459,26 +448,45 @@ static void drain(void **state)
     bench_stop(&bench);
 }
 
+/* That a terminal was sent is not that its client has it: the router stays until an echo says so, or the client is
+ * given up. */
+static void drain_waits_for_readers(void **state)
+{
+    bool comes_back = *state == NULL;
+    struct bench *bench = bench_start(1, NULL);
+    struct fake_worker *worker = &bench->workers[0];
+    struct fake_client *client = &bench->clients[0];
+    struct fake_ask ask = ask_of(1, NULL);
+    fake_client_ask(client, &ask);
+    SPIN_UNTIL(bench->loop, 2000, worker->request_count == 1);
+    client->silent = true;
+    bool drained = false;
+    router_drain(bench->router, 10000, on_drained, &drained);
+    uint64_t begun = clock_now_ms();
+    fake_worker_tokens(worker, &worker->requests[0], 0, 2);
+    fake_worker_done(worker, &worker->requests[0], 2);
+    let(bench, 600); /* longer than it settles */
+    assert_false(drained);
+    if (comes_back)
+        client->silent = false;
+    SPIN_UNTIL(bench->loop, 2000, drained);
+    assert_in_range(clock_now_ms() - begun, comes_back ? 600 : 1000, comes_back ? 1000 : 2500); /* a lease: 1 s */
+    bench_stop(&bench);
+}
+
 /* A worker that drains takes nothing new; its conversations are taken over. */
 static void worker_drains(void **state)
 {
     (void)state;
     struct bench *bench = bench_start(2, NULL);
-    struct fake_client *client = &bench->clients[0];
-    for (unsigned i = 0; i < 2; i++)
-        bench->workers[i].auto_tokens = 1;
-    struct fake_ask ask = ask_of(1, "chat");
-    fake_client_ask(client, &ask);
-    SPIN_UNTIL(bench->loop, 2000, client->streams[1].dones == 1);
-    unsigned count;
-    struct fake_worker *owner = holder(bench, &count);
+    answer_at_once(bench, 1);
+    const struct fake_stream *before = take_turn(bench, 1, "chat");
+    struct fake_worker *owner = worker_named(bench, before->worker);
     owner->life = WIRE_LIFE_DRAINING;
     SPIN_UNTIL(bench->loop, 2000, router_workers_ready(bench->router) == 1);
-    ask = ask_of(2, "chat");
-    fake_client_ask(client, &ask);
-    SPIN_UNTIL(bench->loop, 2000, client->streams[2].dones == 1);
-    assert_string_equal(client->streams[2].route, "moved");
-    assert_true(client->streams[2].epoch > client->streams[1].epoch);
+    const struct fake_stream *moved = take_turn(bench, 2, "chat");
+    assert_string_equal(moved->route, "moved");
+    assert_true(moved->epoch > before->epoch);
     assert_int_equal(owner->request_count, 1);
     bench_stop(&bench);
 }
@@ -498,12 +506,9 @@ int main(void)
         cmocka_unit_test(client_reconnects),
         cmocka_unit_test(slow_client),
         cmocka_unit_test(drain),
+        cmocka_unit_test(drain_waits_for_readers),
+        {"drain_gives_a_reader_up", drain_waits_for_readers, NULL, NULL, &(bool){true}},
         cmocka_unit_test(worker_drains),
     };
-    struct log_config log = {
-        .program = "test", .level = getenv("ROOST_TEST_LOG") ? LOG_LEVEL_DEBUG : LOG_LEVEL_ERROR, .fd = 2};
-    log_setup(&log);
-    if (hash_setup() != STATUS_OK)
-        return 1;
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return unit_run(tests, NULL, NULL);
 }

@@ -14,33 +14,43 @@ static void breaker_opens_and_one_answer_closes_it(void **state)
     struct pool_bench *f = pool_bench_start_up(2);
     struct worker *worker = pool_bench_worker(f, 0);
     struct worker_info info;
-    worker_fault(worker, "test");
-    worker_fault(worker, "test");
+    worker_fault(worker, 1, "test");
+    worker_fault(worker, 1, "test");
     pool_bench_let(f, 5);
     assert_true(worker_ready(worker));
-    worker_fault(worker, "test");
+    worker_fault(worker, 1, "test");
     pool_bench_let(f, 5);
     assert_false(worker_ready(worker));
     uint64_t open_ms = clock_now_ms();
     SPIN_UNTIL(f->loop, 3000, worker_ready(worker)); /* half-open */
     assert_in_range(clock_now_ms() - open_ms, 950, 2500);
-    assert_int_equal(pool_bench_request(worker, 1), STATUS_OK);
+    assert_int_equal(pool_bench_request(worker, 5, 1), STATUS_OK);
     assert_false(worker_ready(worker)); /* its one request */
-    assert_int_equal(pool_bench_request(worker, 1), STATUS_CLOSED);
-    worker_stream_close(worker); /* cancelled, say: no verdict */
+    assert_int_equal(pool_bench_request(worker, 6, 1), STATUS_CLOSED);
+    worker_stream_close(worker, 5); /* cancelled, say: no verdict */
     assert_true(worker_ready(worker));
-    assert_int_equal(pool_bench_request(worker, 1), STATUS_OK);
-    worker_fault(worker, "test");
+    assert_int_equal(pool_bench_request(worker, 7, 1), STATUS_OK);
+    worker_stream_close(worker, 3); /* those that were there before decide nothing */
+    worker_success(worker, 4);
+    worker_fault(worker, 4, "test");
+    assert_false(worker_ready(worker));
+    worker_info(worker, &info);
+    assert_int_equal(info.breaker, WORKER_BREAKER_HALF_OPEN);
+    worker_fault(worker, 7, "test");
     pool_bench_let(f, 1200);
     assert_false(worker_ready(worker)); /* 2 s this time */
     worker_info(worker, &info);
     assert_int_equal(info.breaker, WORKER_BREAKER_OPEN);
     SPIN_UNTIL(f->loop, 2000, worker_ready(worker));
-    worker_success(worker);
+    worker_success(worker, 7); /* of before */
+    worker_info(worker, &info);
+    assert_int_equal(info.breaker, WORKER_BREAKER_HALF_OPEN);
+    assert_int_equal(pool_bench_request(worker, 8, 1), STATUS_OK);
+    worker_success(worker, 8);
     worker_info(worker, &info);
     assert_int_equal(info.breaker, WORKER_BREAKER_CLOSED);
-    assert_int_equal(info.faults, 4);
-    worker_fault(worker, "test"); /* the old ones are forgotten */
+    assert_int_equal(info.faults, 5);
+    worker_fault(worker, 8, "test"); /* the old ones are forgotten */
     pool_bench_let(f, 5);
     assert_true(worker_ready(worker));
     pool_bench_stop(f);
@@ -52,7 +62,7 @@ static void breakers_never_close_everybody_out(void **state)
     struct pool_bench *f = pool_bench_start_up(2);
     for (unsigned i = 0; i < 2; i++) {
         for (unsigned fault = 0; fault < 3; fault++)
-            worker_fault(pool_bench_worker(f, i), "test");
+            worker_fault(pool_bench_worker(f, i), 1, "test");
         pool_bench_let(f, 20);
     }
     assert_true(worker_ready(pool_bench_worker(f, 0))); /* its faults are the older ones */

@@ -157,7 +157,10 @@ static void hung_step_is_a_loss(void **state)
     assert_false(worker_up(worker)); /* its leases alone do not bring it back */
     f->peers[0].load.step_age_ms = 3;
     SPIN_UNTIL(f->loop, 1000, worker_ready(worker));
-    f->peers[0].load = (struct wire_load){.step_age_ms = 2001, .step_median_us = 100};
+    f->peers[0].load = (struct wire_load){.step_age_ms = WORKER_STEP_MS, .step_median_us = 100};
+    pool_bench_let(f, 200);
+    assert_int_equal(f->lost, 1);
+    f->peers[0].load.step_age_ms++;
     SPIN_UNTIL(f->loop, 1000, f->lost == 2);
     pool_bench_stop(f);
 }
@@ -217,7 +220,7 @@ static void sent_tokens_count_until_it_tells(void **state)
     (void)state;
     struct pool_bench *f = pool_bench_start_up(1);
     struct worker *worker = pool_bench_worker(f, 0);
-    assert_int_equal(pool_bench_request(worker, 5000), STATUS_OK);
+    assert_int_equal(pool_bench_request(worker, 1, 5000), STATUS_OK);
     assert_int_equal(worker_load_tokens(worker), 5000);
     assert_int_equal(worker_queued_tokens(worker), 5000);
     for (unsigned i = 0; i < 100; i++) { /* early leases do not push it out */
