@@ -24,7 +24,8 @@ static void write_requests(const struct router *router, const struct router_stat
                   (double)stats->in_flight_bytes);
     metrics_counter(metrics, "roost_router_bodies_shed_total", "Bodies dropped early, to keep within those bytes",
                     stats->shed);
-    metrics_counter(metrics, "roost_router_malformed_total", "Frames of clients that broke a rule", stats->malformed);
+    metrics_counter(metrics, "roost_router_malformed_total",
+                    "Frames of clients that broke a rule; leases with an old number or a false echo too", stats->malformed);
     metrics_counter(metrics, "roost_router_refusals_dropped_total",
                     "Refusals of clients that do not read their answers", stats->refusals_dropped);
     metrics_counter(metrics, "roost_router_paced_turns_total", "Turns that waited for more messages, because many came",
