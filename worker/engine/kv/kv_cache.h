@@ -21,8 +21,9 @@
  *
  * Nodes that no kept path or open sequence passes are freed. Keeping a path that exists heals it: missing local pages of whole blocks
  * are attached, present ones are never duplicated. A kept path that is a beginning of one kept later is absorbed by it: its claims go.
- * (Unless it has a label, and the longer one another or none: they may go on apart. Or it ended inside a block of a third path: that end stays until it is evicted, for finding it would mean a search among all
- * siblings.) One that is kept after a longer one is a leaf of its own in the middle of that path.
+ * (Unless it has a label, and the longer one another or none: they may go on apart. Or it ended inside a block of a third path: that
+ * end stays until it is evicted, for finding it would mean a search among all siblings.) One that is kept after a longer one is a leaf
+ * of its own in the middle of that path.
  *
  * Two tiers: device (pages that compute) and host. A node's page is on one of them, on both while it is copied. When the device is
  * full, pages not in use go to the host, least recently used first (copied beside the compute) and leave the device when the copy
