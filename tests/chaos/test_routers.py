@@ -23,7 +23,7 @@ async def before(scene):
 
 
 async def after(scene):
-    """Who owns it now. Conversations that ended meanwhile have records still."""
+    """Who owns it now. Conversations that ended meanwhile have records still, as long as their KV is kept."""
     scene.places_after = await read_places(scene)
 
 
@@ -40,10 +40,13 @@ def check_nothing_moved(scene):
     that has not met the owner yet, or when Redis took more than 2 ms to say who it is; the next one goes home again."""
     away = [change for change in scene.workers_changed() if change[3] != "owner"]
     turns = sum(len(turns) - 1 for turns in scene.turns().values())
-    moved = [(name, owner, scene.places_after.get(name)) for name, owner in scene.places.items() if scene.places_after.get(name) != owner]
+    live = {talk.name for talk in scene.load.conversations}
+    gone = [name for name in scene.places if name not in scene.places_after and name not in live]     # evicted
+    moved = [(name, owner, scene.places_after.get(name)) for name, owner in scene.places.items()
+             if name not in gone and scene.places_after.get(name) != owner]
     calm, later = scene.cached_share(0, scene.at), scene.cached_share(scene.at)
-    print(f"  {len(moved)} of {len(scene.places)} records changed hands; {len(away)} of {turns} turns away from home; found again: {calm:.3f} before, "
-          f"{later:.3f} after", flush=True)
+    print(f"  {len(moved)} of {len(scene.places)} records changed hands, {len(gone)} of ended conversations were evicted; {len(away)} of {turns} turns "
+          f"away from home; found again: {calm:.3f} before, {later:.3f} after", flush=True)
     assert len(scene.places) > len(scene.load.conversations) // 2
     assert not moved, moved[:5]
     bar("share of cached tokens lost", calm - later, 0.01)

@@ -359,8 +359,7 @@ static void conflicts(void **state)
     assert_int_equal(stats_of(&bench, 0).due + stats_of(&bench, 1).due, 0);
     SPIN_UNTIL(bench.loop, 3000, redis_link_up(bench.router_link));
     note(&bench, 0, 1, 0, 900); /* if it was first it does not know yet that it lost */
-    SPIN_UNTIL(bench.loop, 1000, stats_of(&bench, 0).lost == 3);
-    assert_int_equal(conversations_count(bench.workers[0]), 1);
+    SPIN_UNTIL(bench.loop, 1000, stats_of(&bench, 0).lost >= 3 && conversations_count(bench.workers[0]) == 1);
     assert_int_equal(conversations_count(bench.workers[1]), 1);
     assert_string_equal(claim(&bench, 1, "worker-x").record.owner, "worker-b");
     assert_int_equal(claim(&bench, 1, "worker-x").record.tokens, 1000);
