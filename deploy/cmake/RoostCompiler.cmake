@@ -1,4 +1,6 @@
 # One set of compiler flags for the whole tree, carried by the interface target roost_flags.
+cmake_path(SET ROOST_TREE NORMALIZE ${CMAKE_CURRENT_LIST_DIR}/../..)      # tests/gpu is a project of its own inside it
+string(REGEX REPLACE "/$" "" ROOST_TREE ${ROOST_TREE})
 set(CMAKE_C_STANDARD 17)
 set(CMAKE_C_STANDARD_REQUIRED ON)
 set(CMAKE_C_EXTENSIONS OFF)
@@ -17,7 +19,7 @@ target_compile_options(roost_flags INTERFACE
   -fno-strict-aliasing
   -ffp-contract=off)            # docs/numerics.md: a fused multiply-add is written as fma(), never made by the compiler
 target_compile_definitions(roost_flags INTERFACE _GNU_SOURCE ROOST_VERSION="${PROJECT_VERSION}")
-target_include_directories(roost_flags INTERFACE ${CMAKE_SOURCE_DIR})
+target_include_directories(roost_flags INTERFACE ${ROOST_TREE})
 if(ROOST_PROBES)
   target_compile_definitions(roost_flags INTERFACE ROOST_PROBES)
 endif()

@@ -1,5 +1,5 @@
-/* inline.h - the pinned scalar functions and what every kernel source needs; included by kernels/ref only.
- * KERNEL(name) appends the level's name, so that one source can be linked several times. No libm call is made here. */
+/* inline.h - the pinned scalar functions and what every kernel source needs; included by kernels/ref and, for the same bits on a GPU, by
+ * kernels/cuda/device.h. KERNEL(name) appends the level's name, so that one source can be linked several times. No libm call is made here. */
 #ifndef ROOST_KERNELS_REF_INLINE_H
 #define ROOST_KERNELS_REF_INLINE_H
 #include <stdint.h>
@@ -12,40 +12,48 @@
 #define KERNEL_EXPAND(name, isa) KERNEL_PASTE(name, isa)
 #define KERNEL(name) KERNEL_EXPAND(name, KERNELS_ISA)
 
+#ifdef __CUDACC__
+#define KERNEL_INLINE static __host__ __device__ __forceinline__
+#else
+#define KERNEL_INLINE static inline
+#endif
+
 #define KERNEL_LOG2_E 0x1.715476p+0f       /* log2(e) rounded to float32 */
 #define KERNEL_ROUND_MAGIC 0x1.8p+23f      /* adding it rounds |x| <= 2^22 to an integer, half to even */
 #define KERNEL_ROUND_MAGIC_BITS 0x4b400000u
 
-static inline uint32_t float_bits(float x)
+KERNEL_INLINE uint32_t float_bits(float x)
 {
     uint32_t bits;
     memcpy(&bits, &x, sizeof bits);
     return bits;
 }
 
-static inline float float_from_bits(uint32_t bits)
+KERNEL_INLINE float float_from_bits(uint32_t bits)
 {
     float x;
     memcpy(&x, &bits, sizeof x);
     return x;
 }
 
-static inline float float_abs(float x)
+KERNEL_INLINE float float_abs(float x)
 {
     return float_from_bits(float_bits(x) & 0x7fffffffu);
 }
 
 /* Nearest integer, half to even, as two's complement; |x| <= 2^22. */
-static inline uint32_t float_round_bits(float x)
+KERNEL_INLINE uint32_t float_round_bits(float x)
 {
     return float_bits(x + KERNEL_ROUND_MAGIC) - KERNEL_ROUND_MAGIC_BITS;
 }
 
 /* a * b + c rounded once. Without a fused instruction: the product is exact in double, the sum is rounded to odd (Boldo and
  * Melquiond, "Emulation of FMA and correctly rounded sums", 2008), so that the last rounding to float is the only one. */
-static inline float float_fma(float a, float b, float c)
+KERNEL_INLINE float float_fma(float a, float b, float c)
 {
-#if defined(__FP_FAST_FMAF) || defined(__FMA__)
+#if defined(__CUDA_ARCH__)
+    return __fmaf_rn(a, b, c);
+#elif defined(__FP_FAST_FMAF) || defined(__FMA__)
     return __builtin_fmaf(a, b, c);
 #else
     double product = (double)a * (double)b, addend = (double)c;
@@ -66,7 +74,7 @@ static inline float float_fma(float a, float b, float c)
 }
 
 /* 2^x. Cephes exp2f's polynomial on [-1/2, 1/2]; the power of two in two exact steps, so that one rounding makes denormals. */
-static inline float inline_exp2(float x)
+KERNEL_INLINE float inline_exp2(float x)
 {
     x = x < -152.0f ? -152.0f : x;
     x = x > 129.0f ? 129.0f : x;
@@ -87,13 +95,13 @@ static inline float inline_exp2(float x)
 }
 
 /* x / (1 + exp(-x)) with x = 1 above the line: the logistic function. */
-static inline float inline_logistic(float numerator, float x)
+KERNEL_INLINE float inline_logistic(float numerator, float x)
 {
     return numerator / (1.0f + inline_exp2(x * -KERNEL_LOG2_E));
 }
 
 /* Cephes tanhf: an odd polynomial below 0.625, 1 - 2 / (exp(2x) + 1) from there. */
-static inline float inline_tanh(float x)
+KERNEL_INLINE float inline_tanh(float x)
 {
     float magnitude = float_abs(x);
     float z = x * x;
@@ -106,6 +114,40 @@ static inline float inline_tanh(float x)
     float large = 1.0f - 2.0f / (inline_exp2(magnitude * (2.0f * KERNEL_LOG2_E)) + 1.0f);
     large = float_from_bits(float_bits(large) | (float_bits(x) & 0x80000000u));
     return magnitude < 0.625f ? small : large;
+}
+
+/* Cephes logf; x > 0, denormals included. */
+KERNEL_INLINE float inline_log(float x)
+{
+    int exponent = 0;
+    if (x < 0x1p-126f) {
+        if (!(x > 0.0f))
+            return float_from_bits(x == 0.0f ? 0xff800000u : 0x7fc00000u);      /* -infinity, NaN */
+        x *= 0x1p+24f;
+        exponent = -24;
+    }
+    uint32_t bits = float_bits(x);
+    if (bits >= 0x7f800000u)
+        return x;                                        /* infinity, NaN */
+    uint32_t offset = bits - 0x3f3504f3u;                /* sqrt(1/2): the mantissa comes out in [sqrt(1/2), sqrt(2)) */
+    int power = (int)(offset >> 23) - (offset >> 31 ? 512 : 0);
+    float m = float_from_bits(bits - ((uint32_t)power << 23));
+    float e = (float)(exponent + power);
+    float f = m - 1.0f;
+    float z = f * f;
+    float p = 7.0376836292e-2f;
+    p = float_fma(p, f, -1.1514610310e-1f);
+    p = float_fma(p, f, 1.1676998740e-1f);
+    p = float_fma(p, f, -1.2420140846e-1f);
+    p = float_fma(p, f, 1.4249322787e-1f);
+    p = float_fma(p, f, -1.6668057665e-1f);
+    p = float_fma(p, f, 2.0000714765e-1f);
+    p = float_fma(p, f, -2.4999993993e-1f);
+    p = float_fma(p, f, 3.3333331174e-1f);
+    float y = (f * z) * p;
+    y = float_fma(e, -2.12194440e-4f, y);
+    y = float_fma(z, -0.5f, y);
+    return float_fma(e, 0.693359375f, f + y);
 }
 
 #endif

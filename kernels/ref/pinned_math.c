@@ -21,38 +21,9 @@ float pinned_sigmoid(float x)
     return inline_logistic(1.0f, x);
 }
 
-/* Cephes logf. */
 float pinned_log(float x)
 {
-    int exponent = 0;
-    if (x < 0x1p-126f) {
-        if (!(x > 0.0f))
-            return x == 0.0f ? -__builtin_inff() : __builtin_nanf("");
-        x *= 0x1p+24f;
-        exponent = -24;
-    }
-    uint32_t bits = float_bits(x);
-    if (bits >= 0x7f800000u)
-        return x;                                        /* infinity, NaN */
-    uint32_t offset = bits - 0x3f3504f3u;                /* sqrt(1/2): the mantissa comes out in [sqrt(1/2), sqrt(2)) */
-    int power = (int)(offset >> 23) - (offset >> 31 ? 512 : 0);
-    float m = float_from_bits(bits - ((uint32_t)power << 23));
-    float e = (float)(exponent + power);
-    float f = m - 1.0f;
-    float z = f * f;
-    float p = 7.0376836292e-2f;
-    p = float_fma(p, f, -1.1514610310e-1f);
-    p = float_fma(p, f, 1.1676998740e-1f);
-    p = float_fma(p, f, -1.2420140846e-1f);
-    p = float_fma(p, f, 1.4249322787e-1f);
-    p = float_fma(p, f, -1.6668057665e-1f);
-    p = float_fma(p, f, 2.0000714765e-1f);
-    p = float_fma(p, f, -2.4999993993e-1f);
-    p = float_fma(p, f, 3.3333331174e-1f);
-    float y = (f * z) * p;
-    y = float_fma(e, -2.12194440e-4f, y);
-    y = float_fma(z, -0.5f, y);
-    return float_fma(e, 0.693359375f, f + y);
+    return inline_log(x);
 }
 
 #define LN_2 0x1.62e42fefa39efp-1

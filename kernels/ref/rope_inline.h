@@ -1,8 +1,9 @@
-/* rope_inline.h - cosine and sine in double from additions and multiplications alone; included by kernels/ref only. */
+/* rope_inline.h - cosine and sine in double from additions and multiplications alone; included by kernels/ref and kernels/cuda. */
 #ifndef ROOST_KERNELS_REF_ROPE_INLINE_H
 #define ROOST_KERNELS_REF_ROPE_INLINE_H
 #include <stdint.h>
 #include <string.h>
+#include "kernels/ref/inline.h"
 
 /* pi/2 in three parts; the first two have 33 bits, so that their products with k < 2^20 are exact (Cody and Waite). */
 #define ROPE_PI_2_A 0x1.921fb54400000p+0
@@ -11,7 +12,7 @@
 #define ROPE_2_PI 0x1.45f306dc9c883p-1      /* 2 / pi */
 #define ROPE_ROUND_MAGIC 0x1.8p+52
 
-static inline void rope_cos_sin(double angle, float *cosine, float *sine)
+KERNEL_INLINE void rope_cos_sin(double angle, float *cosine, float *sine)
 {
     double shifted = angle * ROPE_2_PI + ROPE_ROUND_MAGIC;
     double k = shifted - ROPE_ROUND_MAGIC;

@@ -1,0 +1,24 @@
+# The CUDA backend's kernels, for nvcc (kernels/cuda/CMakeLists.txt) and for emulation (tests/cuda_emulation/CMakeLists.txt).
+set(KERNELS_CUDA_SOURCES
+  attention_decode.cu
+  attention_merge.cu
+  attention_prefill.cu
+  embed.cu
+  gate.cu
+  gather.cu
+  gemm_tiles.cu
+  gemm_large.cu
+  gemm_small.cu
+  join.cu
+  norm.cu
+  page.cu
+  qkv.cu
+  quantize.cu
+  rope.cu
+  sample.cu
+)
+set(KERNELS_CUDA_HOST_SOURCES
+  attention_plan.c
+  gemm.c
+  launch_error.c
+)
