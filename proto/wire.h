@@ -82,11 +82,19 @@ struct wire_limits {
     uint32_t streams_max, stream_credit_tokens, prompt_tokens_max, messages_max;
 };
 
+struct wire_device {                   /* what is not known is 0 */
+    uint64_t memory_bytes, memory_used_bytes, ecc_uncorrected;
+    uint32_t sm_mhz, memory_mhz;
+    uint64_t throttle_reasons;         /* NVML's bits */
+};
+
 struct wire_load {
     uint32_t queued_requests, running_requests;
     uint64_t queued_tokens, running_tokens, kv_tokens_used, kv_tokens_max, steps;
     uint32_t step_age_ms, step_median_us;
     uint32_t token_ns;                 /* measured time of a computed prompt token; 0: not known */
+    bool has_device;
+    struct wire_device device;
 };
 
 struct wire_hello {

@@ -68,6 +68,16 @@ static void convert_welcome(const Roost__V1__Welcome *from, struct wire_welcome 
     }
 }
 
+static void convert_device(const Roost__V1__Device *from, struct wire_device *to)
+{
+    to->memory_bytes = from->memory_bytes;
+    to->memory_used_bytes = from->memory_used_bytes;
+    to->ecc_uncorrected = from->ecc_uncorrected;
+    to->sm_mhz = from->sm_mhz;
+    to->memory_mhz = from->memory_mhz;
+    to->throttle_reasons = from->throttle_reasons;
+}
+
 static void convert_lease(const Roost__V1__Lease *from, struct wire_lease *to)
 {
     to->session = span(from->session);
@@ -86,6 +96,9 @@ static void convert_lease(const Roost__V1__Lease *from, struct wire_lease *to)
         to->load.step_age_ms = from->load->step_age_ms;
         to->load.step_median_us = from->load->step_median_us;
         to->load.token_ns = from->load->token_ns;
+        to->load.has_device = from->load->device != NULL;
+        if (from->load->device)
+            convert_device(from->load->device, &to->load.device);
     }
     to->credit_streams = span(from->credit_streams);
     to->credit_tokens = span(from->credit_tokens);

@@ -90,6 +90,7 @@ static size_t put_lease(const struct wire_lease *from, uint8_t *out)
 {
     Roost__V1__Lease m = ROOST__V1__LEASE__INIT;
     Roost__V1__Load load = ROOST__V1__LOAD__INIT;
+    Roost__V1__Device device = ROOST__V1__DEVICE__INIT;
     m.session = bytes(from->session);
     m.number = from->number;
     m.echo = from->echo;
@@ -106,6 +107,15 @@ static size_t put_lease(const struct wire_lease *from, uint8_t *out)
         load.step_age_ms = from->load.step_age_ms;
         load.step_median_us = from->load.step_median_us;
         load.token_ns = from->load.token_ns;
+        if (from->load.has_device) {
+            load.device = &device;
+            device.memory_bytes = from->load.device.memory_bytes;
+            device.memory_used_bytes = from->load.device.memory_used_bytes;
+            device.ecc_uncorrected = from->load.device.ecc_uncorrected;
+            device.sm_mhz = from->load.device.sm_mhz;
+            device.memory_mhz = from->load.device.memory_mhz;
+            device.throttle_reasons = from->load.device.throttle_reasons;
+        }
     }
     m.credit_streams = bytes(from->credit_streams);
     m.credit_tokens = bytes(from->credit_tokens);

@@ -104,15 +104,26 @@ static json_t *hex_json(const uint8_t *data, size_t size)
     return json_string(text);
 }
 
+static json_t *device_json(const struct wire_load *load)
+{
+    const struct wire_device *device = &load->device;
+    if (!load->has_device)
+        return json_null();
+    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I}", "memory_bytes", (json_int_t)device->memory_bytes,
+                     "memory_used_bytes", (json_int_t)device->memory_used_bytes, "ecc_uncorrected",
+                     (json_int_t)device->ecc_uncorrected, "sm_mhz", (json_int_t)device->sm_mhz, "memory_mhz",
+                     (json_int_t)device->memory_mhz, "throttle_reasons", (json_int_t)device->throttle_reasons);
+}
+
 static json_t *load_json(const struct wire_load *load)
 {
-    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "queued_requests",
+    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o}", "queued_requests",
                      (json_int_t)load->queued_requests, "running_requests", (json_int_t)load->running_requests,
                      "queued_tokens", (json_int_t)load->queued_tokens, "running_tokens",
                      (json_int_t)load->running_tokens, "kv_tokens_used", (json_int_t)load->kv_tokens_used,
                      "kv_tokens_max", (json_int_t)load->kv_tokens_max, "steps", (json_int_t)load->steps, "step_age_ms",
                      (json_int_t)load->step_age_ms, "step_median_us", (json_int_t)load->step_median_us, "token_ns",
-                     (json_int_t)load->token_ns);
+                     (json_int_t)load->token_ns, "device", device_json(load));
 }
 
 static json_t *drain_json(const struct worker_info *info)

@@ -48,6 +48,7 @@ static void copy_wait(struct backend *backend, uint64_t ticket)
 }
 
 const struct backend_ops null_backend_ops = {.name = "nothing",
+                                             .bits = "nothing",
                                              .page_copy_prefix = page_copy_prefix,
                                              .arena_create = arena_create,
                                              .arena_destroy = arena_destroy,

@@ -14,6 +14,7 @@
 #include "common/clock.h"
 #include "common/hash.h"
 #include "common/log.h"
+#include "worker/engine/backend/backend_parallel.h"
 #include "worker/engine/backend/backend_simulate.h"
 #include "worker/engine/engine_internal.h"
 #include "worker/engine/model/known_answer.h"
@@ -146,6 +147,9 @@ static enum status make_backend(struct engine *engine, const struct engine_confi
         .rows_max = engine->rows_max,
         .threads = or_default(config->threads, 0, 1),
         .full_depth = config->full_depth,
+        .masked = engine->masked,
+        .masked_count = engine->masked_count,
+        .group = config->group,
         .simulate = config->simulate,
     };
     return engine->ops->create(engine->model, &backend, &engine->backend);
@@ -202,9 +206,9 @@ static enum status make_cache(struct engine *engine, const struct engine_config 
         engine->page_bytes += cache->groups[group].page_bytes;
     }
     if (config->simulate == NULL || config->simulate->kv_tokens == 0)
-        return kv_cache_create(cache, &engine->cache);
+        return kv_homes_create(cache, &engine->homes);
     cache->device_bytes = simulated_bytes(cache, config->simulate->kv_tokens);
-    const enum status st = kv_cache_create(cache, &engine->cache);
+    const enum status st = kv_homes_create(cache, &engine->homes);
     if (st != STATUS_LIMIT)
         return st;
     return STATUS_FAIL(st,
@@ -225,7 +229,7 @@ static void build_info(struct engine *engine)
     memcpy(input.weights_digest, engine->model->weights_digest, sizeof input.weights_digest);
     for (unsigned i = 0; i < 4; i++)
         input.revision[i] = (uint8_t)(MODEL_NUMERICS_REVISION >> (8 * i));
-    snprintf(input.backend, sizeof input.backend, "%s", engine->ops->name);
+    snprintf(input.backend, sizeof input.backend, "%s", engine->ops->bits);
     hash_digest(&input, sizeof input, NULL, 0, info->numerics_id);
     info->model_name = engine->model->config.name;
     memcpy(info->weights_digest, engine->model->weights_digest, sizeof info->weights_digest);
@@ -256,7 +260,9 @@ static enum status check_known_answer(const char *dir, const struct engine *engi
 
 static void take_sizes(struct engine *engine, const struct engine_config *config)
 {
-    const struct backend_ops *standard = config->simulate != NULL ? &backend_simulate_ops : &backend_cpu_ops;
+    const struct backend_ops *standard = config->simulate != NULL ? &backend_simulate_ops
+                                         : config->group != NULL  ? &backend_parallel_ops
+                                                                  : &backend_cpu_ops;
     engine->ops = config->backend != NULL ? config->backend : standard;
     engine->chunk_tokens = config->chunk_tokens;
     engine->sequences_max = or_default(config->sequences_max, 0, SEQUENCES_DEFAULT);
@@ -308,7 +314,7 @@ void engine_destroy(struct engine **pointer)
     if (engine == NULL)
         return;
     HASH_CLEAR(hh, engine->open);
-    kv_cache_destroy(&engine->cache); /* and the open sequences */
+    kv_homes_destroy(&engine->homes); /* and the open sequences */
     free_jobs(&engine->active);
     free_jobs(&engine->ended);
     engine_idle_forget(engine);
@@ -364,7 +370,7 @@ static void publish_cache(struct engine *engine)
 {
     struct kv_cache_counts counts;
     double total = 0, used = 0;
-    kv_cache_counts(engine->cache, &counts);
+    kv_homes_counts(engine->homes, &counts);
     for (int tier = 0; tier < (int)BACKEND_TIERS; tier++) {
         total += (double)counts.tiers[tier].total;
         used += (double)(counts.tiers[tier].total - counts.tiers[tier].free);
@@ -414,6 +420,11 @@ static void record_step(struct engine *engine, uint64_t started_us)
     atomic_store_explicit(&engine->progress.steps, steps + 1, memory_order_relaxed);
 }
 
+bool engine_health(const struct engine *engine, struct backend_health *out)
+{
+    return engine->ops->health != NULL && engine->ops->health(engine->backend, out);
+}
+
 void engine_progress(const struct engine *engine, struct engine_progress *out)
 {
     const struct shared_progress *progress = &engine->progress;
@@ -433,7 +444,7 @@ void engine_progress(const struct engine *engine, struct engine_progress *out)
 void engine_pressure(const struct engine *engine, struct engine_pressure *out)
 {
     struct kv_cache_counts counts;
-    kv_cache_counts(engine->cache, &counts);
+    kv_homes_counts(engine->homes, &counts);
     *out = (struct engine_pressure){
         .suspended = engine->suspensions,
         .demoted = counts.demoted,
@@ -515,13 +526,13 @@ void engine_cancel(struct engine *engine, uint64_t job_id)
 
 void engine_forget_cache(struct engine *engine)
 {
-    kv_cache_forget(engine->cache);
+    kv_homes_forget(engine->homes);
     publish_cache(engine);
 }
 
 enum status engine_check(const struct engine *engine)
 {
-    return kv_cache_check(engine->cache);
+    return kv_homes_check(engine->homes);
 }
 
 /* ---- the step ---- */
@@ -556,12 +567,17 @@ static bool end_jobs(struct engine *engine)
     return ended;
 }
 
+enum status engine_lost(const struct engine *engine)
+{
+    return engine->lost ? STATUS_FAIL(STATUS_CLOSED, "%s", engine->lost_detail) : STATUS_OK;
+}
+
 bool engine_step(struct engine *engine, engine_event_fn *fn, void *user)
 {
     const uint64_t started_us = clock_now_us();
     engine->sink = fn;
     engine->sink_user = user;
-    (void)kv_cache_poll(engine->cache);
+    (void)kv_homes_poll(engine->homes);
     bool worked = end_jobs(engine);
     atomic_store_explicit(&engine->progress.step_started_ms, clock_now_ms(), memory_order_relaxed);
     if (engine_plan_step(engine)) {

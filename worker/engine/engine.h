@@ -21,7 +21,9 @@
 #include "common/status.h"
 #include "worker/engine/text/sampler.h"
 
-struct backend_ops;                  /* worker/engine/backend/backend.h */
+struct backend_health;               /* worker/engine/backend/backend.h */
+struct backend_ops;
+struct parallel_group;               /* worker/engine/backend/parallel_group.h */
 struct simulate_profile;             /* worker/engine/backend/backend_simulate.h */
 struct engine;
 
@@ -40,7 +42,9 @@ struct engine_config {
     uint32_t threads;                /* that compute; 0: 1 */
     bool full_depth;                 /* early exit off (tests) */
     bool skip_known_answer;          /* tests of broken models only */
-    const struct backend_ops *backend;   /* NULL: the CPU backend, or the simulated one if there is a profile */
+    const struct backend_ops *backend;   /* NULL: the simulated backend if there is a profile, the group's ranks if there is a group, else the
+                                            CPU backend */
+    struct parallel_group *group;    /* ref, outlives the engine; NULL: one process computes */
     const struct simulate_profile *simulate;   /* ref for engine_create; not NULL: no weights and no known answer are read, context and
                                                   device tier are as the profile says */
 };
@@ -169,6 +173,10 @@ void engine_cancel(struct engine *engine, uint64_t job);
  * cancel, and must not step or destroy. */
 bool engine_step(struct engine *engine, engine_event_fn *sink, void *user);
 
+/* STATUS_CLOSED once the backend is lost for good (backend.h), with the reason as detail: no step may follow, the open jobs have been told
+ * nothing and another process has to compute them. */
+enum status engine_lost(const struct engine *engine);
+
 /* Prints the plan of each step to `out` from now on (scheduler_plan_print), NULL: no more. For tests and debugging. */
 void engine_trace_plans(struct engine *engine, FILE *out);
 
@@ -178,6 +186,8 @@ void engine_observe_logits(struct engine *engine, engine_logits_fn *fn, void *us
 
 void engine_progress(const struct engine *engine, struct engine_progress *out);
 void engine_pressure(const struct engine *engine, struct engine_pressure *out);
+/* How the device is; one thread at a time, any. May take milliseconds. False: it has none that says. */
+bool engine_health(const struct engine *engine, struct backend_health *out);
 void engine_forget_cache(struct engine *engine);      /* drops all kept KV (tests, operators) */
 enum status engine_check(const struct engine *engine);   /* verifies the KV cache's invariants, slowly (tests, debugging) */
 

@@ -98,7 +98,7 @@ struct job *engine_idle_next(struct engine *engine)
 {
     while (engine->idle == NULL && engine->reply_count > 0) {
         struct idle_reply reply = take_oldest(engine);
-        if (!reply.labelled || kv_cache_labelled(engine->cache, reply.conversation)) /* else it was said to be gone */
+        if (!reply.labelled || kv_homes_labelled(engine->homes, reply.conversation)) /* else it was said to be gone */
             engine->idle = make_job(engine, &reply);
         free_reply(&reply);
     }
@@ -111,9 +111,9 @@ void engine_idle_end(struct engine *engine)
     struct choice *choice = job->choices;
     engine->idle = NULL;
     if (choice != NULL && choice->state == CHOICE_RUNNING) {
-        const bool label = job->labelled && kv_cache_labelled(engine->cache, job->conversation); /* else it is told GONE */
+        const bool label = job->labelled && kv_homes_labelled(engine->homes, job->conversation); /* else it is told GONE */
         /* The next turn begins like this one, not as it was drawn. */
-        kv_cache_keep(engine->cache, &choice->sequence, 0, label ? job->conversation : NULL);
+        kv_homes_keep(engine->homes, &choice->sequence, 0, label ? job->conversation : NULL);
         engine_move_choice(engine, choice, CHOICE_ENDED);
     }
     DL_APPEND(engine->ended, job);

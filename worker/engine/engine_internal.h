@@ -17,7 +17,7 @@
 #include "worker/engine/engine.h"
 #include "worker/engine/job.h"
 #include "worker/engine/job_queue.h"
-#include "worker/engine/kv/kv_cache.h"
+#include "worker/engine/kv/kv_homes.h"
 #include "worker/engine/scheduler.h"
 #include "worker/engine/step_pace.h"
 
@@ -38,7 +38,9 @@ struct engine_run {                  /* of the batch of this step */
     struct choice *choice;           /* ref; NULL: taken out */
     uint32_t start, count;
     uint32_t rows;                   /* of logits: the last `rows` tokens */
-    float *logits;
+    float *logits;                   /* NULL with drawn */
+    bool drawn;                      /* the backend draws the token */
+    struct backend_sample sample;    /* with drawn */
 };
 
 struct idle_reply {                  /* everything owned */
@@ -54,7 +56,7 @@ struct engine {
     struct model *model;             /* owned, as the next six */
     struct tokenizer *tokenizer;
     struct backend *backend;
-    struct kv_cache *cache;
+    struct kv_homes *homes;
     struct sampler *sampler;
     struct job_queue queue;
     const struct backend_ops *ops;   /* ref */
@@ -93,6 +95,8 @@ struct engine {
     engine_logits_fn *observer;      /* NULL: none */
     void *observer_user;
     FILE *trace;                     /* ref; NULL: none */
+    bool lost;                       /* the backend is; lost_detail says why */
+    char lost_detail[512];
     struct engine_info info;
     struct shared_progress progress;
     uint32_t step_times[ENGINE_STEP_TIMES];
@@ -112,7 +116,7 @@ void engine_move_choice(struct engine *engine, struct choice *choice, enum choic
 /* Brings the choices of a started job to where a resume says that they are; sends nothing. */
 enum status engine_replay(struct engine *engine, struct job *job);
 void engine_end_replayed(struct engine *engine, struct choice *choice);         /* one that its replay has ended */
-void engine_take_logits(struct engine *engine, const struct engine_run *run);   /* its KV has been appended */
+void engine_take_logits(struct engine *engine, const struct engine_run *run);   /* its KV has been appended; takes the token too, where it is drawn */
 void engine_fail_job(struct engine *engine, struct job *job, enum status st, const char *detail);   /* an active one */
 void engine_fail_waiting(struct engine *engine, struct job *job, enum status st, const char *detail);   /* taken from the queue */
 

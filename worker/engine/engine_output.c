@@ -35,7 +35,7 @@ static void keep_sequence(struct engine *engine, struct choice *choice, bool don
         engine_idle_disown(engine, job->conversation);
     if (choice->sequence == NULL)
         return;
-    kv_cache_keep(engine->cache, &choice->sequence, kv_sequence_tokens(choice->sequence) >= prompt ? prompt : 0,
+    kv_homes_keep(engine->homes, &choice->sequence, kv_sequence_tokens(choice->sequence) >= prompt ? prompt : 0,
                   label ? job->conversation : NULL);
 }
 
@@ -69,8 +69,8 @@ void engine_fail_job(struct engine *engine, struct job *job, enum status st, con
             continue;
         if (st != STATUS_CORRUPT)
             keep_sequence(engine, choice, false);
-        else /* it cannot be trusted */
-            kv_cache_drop(engine->cache, &choice->sequence);
+        else if (choice->sequence != NULL) /* it cannot be trusted */
+            kv_cache_drop(kv_sequence_cache(choice->sequence), &choice->sequence);
         engine_move_choice(engine, choice, CHOICE_ENDED);
     }
     DL_DELETE(engine->active, job);
@@ -99,7 +99,7 @@ static void finish_job(struct engine *engine, struct job *job)
     DL_DELETE(engine->active, job);
     close_job(engine, job);
     engine_send(engine, &event);
-    if (job->labelled && !kv_cache_labelled(engine->cache, job->conversation)) /* a resume that computed nothing; no room for it */
+    if (job->labelled && !kv_homes_labelled(engine->homes, job->conversation)) /* a resume that computed nothing; no room for it */
         engine_tell_fate(engine, job->conversation, ENGINE_EVICTED);
 }
 
@@ -275,9 +275,15 @@ static void take_token(struct engine *engine, struct choice *choice, const float
         finish_choice(engine, choice, ENGINE_FINISH_LENGTH);
 }
 
-static void draw(struct engine *engine, struct choice *choice, const float *logits)
+/* The run's last row is the choice's. */
+static void draw(struct engine *engine, struct choice *choice, const struct engine_run *run)
 {
     struct job *job = choice->job;
+    if (run->drawn) {
+        take_token(engine, choice, NULL, run->sample.token);
+        return;
+    }
+    const float *logits = run->logits + (size_t)(run->rows - 1) * engine->model->config.vocab_size;
     const struct sampler_history history = {
         .ids = choice->ids,
         .prompt_count = job->prompt.count,
@@ -372,14 +378,14 @@ static void branch(struct engine *engine, struct job *job)
         if (choice->finish != 0)
             continue;
         const bool room = engine->running < engine->sequences_max &&
-                          kv_cache_branch(engine->cache, lead->sequence, &choice->sequence) == STATUS_OK;
+                          kv_cache_branch(kv_sequence_cache(lead->sequence), lead->sequence, &choice->sequence) == STATUS_OK;
         engine_move_choice(engine, choice, room ? CHOICE_RUNNING : CHOICE_SUSPENDED);
     }
 }
 
 /* Every choice draws its first token from the prompt's last logits; their noise differs. One that resumes computes the
  * tokens it has first, or ends. */
-static void begin_replies(struct engine *engine, struct job *job, const float *logits)
+static void begin_replies(struct engine *engine, struct job *job, const struct engine_run *run)
 {
     job->branched = true;
     branch(engine, job);
@@ -389,7 +395,7 @@ static void begin_replies(struct engine *engine, struct job *job, const float *l
         if (choice->finish != 0)
             engine_end_replayed(engine, choice);
         else if (choice_reply_count(choice) == 0)
-            draw(engine, choice, logits);
+            draw(engine, choice, run);
     }
 }
 
@@ -409,11 +415,10 @@ void engine_take_logits(struct engine *engine, const struct engine_run *run)
         score_prompt(engine, run);
     if (!complete)
         return;
-    const float *last = run->logits + (size_t)(run->rows - 1) * engine->model->config.vocab_size;
     if (job->decode_us == 0)
         job->decode_us = clock_now_us();
     if (job->branched)
-        draw(engine, choice, last);
+        draw(engine, choice, run);
     else
-        begin_replies(engine, job, last);
+        begin_replies(engine, job, run);
 }

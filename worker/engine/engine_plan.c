@@ -84,17 +84,17 @@ static void describe_choice(const struct engine *engine, const struct choice *ch
     };
     if (choice->state == CHOICE_SUSPENDED) {
         entry->state = SCHEDULER_SUSPENDED;
-        entry->bytes_total = kv_cache_need(engine->cache, NULL, choice_known(choice));
+        entry->bytes_total = kv_homes_need(engine->homes, NULL, choice_known(choice));
         return;
     }
-    entry->bytes_held = tokens > 0 ? kv_cache_need(engine->cache, NULL, tokens) : 0;
+    entry->bytes_held = tokens > 0 ? kv_homes_need(engine->homes, NULL, tokens) : 0;
     if (!kv_sequence_ready(choice->sequence)) {
         entry->state = SCHEDULER_LOADING;
         return;
     }
     if (entry->tokens_left == 1 && !job->idle && !scores_prompt(choice))
         entry->state = SCHEDULER_DECODE;
-    entry->bytes_next_token = kv_cache_need(engine->cache, choice->sequence, tokens + 1);
+    entry->bytes_next_token = kv_homes_need(engine->homes, choice->sequence, tokens + 1);
 }
 
 static void describe_waiting(const struct engine *engine, struct job *job, uint32_t slot, struct scheduler_entry *entry)
@@ -104,7 +104,7 @@ static void describe_waiting(const struct engine *engine, struct job *job, uint3
     const uint32_t known = job->prompt.count + (job_resumes_alone(job) ? job->resume_counts[0] : 0);
     /* Once: it reads the whole prompt, and is only an estimate by the time it is used. */
     if (job->match_hint == UINT32_MAX)
-        job->match_hint = job->scores.logprobs != NULL ? 0 : kv_cache_match(engine->cache, &prompt);
+        job->match_hint = job->scores.logprobs != NULL ? 0 : kv_homes_match(engine->homes, &prompt);
     *entry = (struct scheduler_entry){
         .id = slot,
         .state = SCHEDULER_WAITING,
@@ -115,7 +115,7 @@ static void describe_waiting(const struct engine *engine, struct job *job, uint3
         .apart = job->apart,
         .tokens_left = known - job->match_hint,
         .tokens = job->match_hint,
-        .bytes_total = kv_cache_need(engine->cache, NULL, known),
+        .bytes_total = kv_homes_need(engine->homes, NULL, known),
         .bytes_per_page = engine->page_bytes,
     };
 }
@@ -187,7 +187,7 @@ static uint32_t build_table(struct engine *engine, struct scheduler_limits *limi
     *limits = (struct scheduler_limits){
         .chunk_tokens_max = engine->chunk_tokens,
         .sequences_max = engine->sequences_max,
-        .bytes_room = kv_cache_room(engine->cache),
+        .bytes_room = kv_homes_room(engine->homes),
         .bytes_reserve = pages * engine->page_bytes,
     };
     count = describe_shown(engine, count);
@@ -201,7 +201,7 @@ static uint32_t build_table(struct engine *engine, struct scheduler_limits *limi
 static void suspend(struct engine *engine, struct choice *choice)
 {
     engine->suspensions++;
-    kv_cache_suspend(engine->cache, choice->sequence);
+    kv_cache_suspend(kv_sequence_cache(choice->sequence), choice->sequence);
     engine_move_choice(engine, choice, CHOICE_SUSPENDED); /* and its run, if it has one, is taken out */
 }
 
@@ -214,28 +214,28 @@ static enum status open_sequence(struct engine *engine, struct choice *choice)
         prompt.ends = NULL;
         prompt.end_count = 0;
     }
-    return kv_cache_open(engine->cache, &prompt, &choice->sequence);
+    return kv_homes_open(engine->homes, &prompt, &choice->sequence);
 }
 
 /* Nobody holds device memory and nothing is being copied, and still there is no room: only kept conversations can be in
  * the way. */
 static bool clear_cache(struct engine *engine, const struct job *job)
 {
-    if (job->idle || engine->running > 0 || kv_cache_poll(engine->cache))
+    if (job->idle || engine->running > 0 || kv_homes_poll(engine->homes))
         return false;
-    kv_cache_forget(engine->cache);
+    kv_homes_forget(engine->homes);
     return true;
 }
 
 static enum status bring_back(struct engine *engine, struct choice *choice)
 {
-    return choice->sequence != NULL ? kv_cache_resume(engine->cache, choice->sequence) : open_sequence(engine, choice);
+    return choice->sequence != NULL ? kv_cache_resume(kv_sequence_cache(choice->sequence), choice->sequence) : open_sequence(engine, choice);
 }
 
 /* STATUS_AGAIN is a reason to wait only while there is somebody, or some copy, to wait for. */
 static bool may_wait(struct engine *engine, enum status st)
 {
-    return st == STATUS_AGAIN && (engine->running > 0 || kv_cache_poll(engine->cache));
+    return st == STATUS_AGAIN && (engine->running > 0 || kv_homes_poll(engine->homes));
 }
 
 static enum status refusal(enum status st)
@@ -323,25 +323,28 @@ static void add_run(struct engine *engine, uint32_t slot, uint32_t tokens)
         (struct engine_run){.choice = choice, .start = start, .count = tokens < left ? tokens : left};
 }
 
+/* Of those whose memory could be of use to it. */
 static struct choice *lowest_running(const struct engine *engine, const struct choice *other)
 {
     struct choice *lowest = NULL;
     for (uint32_t i = 0; i < engine->slot_end; i++) {
         struct choice *choice = engine->slots[i];
         if (choice != NULL && choice != other && choice->state == CHOICE_RUNNING &&
+            kv_sequence_cache(choice->sequence) == kv_sequence_cache(other->sequence) &&
             (lowest == NULL || choice_ranks_before(lowest, choice)))
             lowest = choice;
     }
     return lowest;
 }
 
-static enum status reserve_tokens(struct engine *engine, struct engine_run *run)
+static enum status reserve_tokens(struct engine_run *run)
 {
     const uint32_t border = BACKEND_PAGE_TOKENS - run->start % BACKEND_PAGE_TOKENS;
-    enum status st = kv_cache_reserve(engine->cache, run->choice->sequence, run->start + run->count);
+    struct kv_sequence *sequence = run->choice->sequence;
+    enum status st = kv_cache_reserve(kv_sequence_cache(sequence), sequence, run->start + run->count);
     if (st == STATUS_AGAIN && run->count > border) {
         run->count = border;
-        st = kv_cache_reserve(engine->cache, run->choice->sequence, run->start + run->count);
+        st = kv_cache_reserve(kv_sequence_cache(sequence), sequence, run->start + run->count);
     }
     return st;
 }
@@ -353,20 +356,20 @@ static void reserve_run(struct engine *engine, struct engine_run *run)
     struct choice *choice = run->choice;
     bool forgot = false;
     enum status st;
-    while ((st = reserve_tokens(engine, run)) == STATUS_AGAIN) {
+    while ((st = reserve_tokens(run)) == STATUS_AGAIN) {
         struct choice *lowest = lowest_running(engine, choice);
         if (lowest != NULL && choice_ranks_before(choice, lowest)) {
             suspend(engine, lowest);
         } else if (lowest != NULL) {
             suspend(engine, choice);
             return;
-        } else if (kv_cache_poll(engine->cache)) {
+        } else if (kv_homes_poll(engine->homes)) {
             run->choice = NULL; /* copies hold memory: the next step */
             return;
         } else if (forgot || choice->job->idle) {
             break;
         } else {
-            kv_cache_forget(engine->cache);
+            kv_homes_forget(engine->homes);
             forgot = true;
         }
     }
@@ -377,6 +380,30 @@ static void reserve_run(struct engine *engine, struct engine_run *run)
         engine_idle_end(engine);
     else
         engine_fail_job(engine, choice->job, refusal(st), status_detail());
+}
+
+/* Without steps 2 and 3 of sampler.h. */
+static bool is_plain(const struct sampler_options *sampling)
+{
+    return sampling->bias_count == 0 && (sampling->repetition_penalty == 0 || sampling->repetition_penalty == 1) &&
+           sampling->presence_penalty == 0 && sampling->frequency_penalty == 0;
+}
+
+/* Whether the backend can draw the token behind the run: one token, of nothing but the logits, and nobody looks at those. */
+static bool draws(const struct engine *engine, const struct choice *choice)
+{
+    const struct job *job = choice->job;
+    const bool alone = job->branched || (job->choice_count == 1 && choice_reply_count(choice) == 0);
+    return engine->ops->samples != NULL && engine->ops->samples(engine->backend) && engine->observer == NULL && alone &&
+           choice->logprobs == NULL && job->scores.logprobs == NULL && is_plain(&job->sampling) &&
+           choice_reply_count(choice) >= job->sampling.tokens_min;
+}
+
+static struct backend_sample sample_of(const struct choice *choice)
+{
+    const struct sampler_options *sampling = &choice->job->sampling;
+    return (struct backend_sample){.temperature = sampling->temperature, .top_p = sampling->top_p, .min_p = sampling->min_p,
+                                   .top_k = sampling->top_k, .seed = sampling->seed, .choice = choice->index, .position = choice->count};
 }
 
 /* Rows of logits: one for a run that ends in the last known token; all of a prompt that is scored, as far as there are
@@ -400,10 +427,14 @@ static bool place_logits(struct engine *engine, struct engine_run *run)
         engine->score_rows_used += run->rows;
         return run->count > 0;
     }
-    if (run->start + run->count == choice_known(choice)) {
-        run->rows = 1;
+    if (run->start + run->count < choice_known(choice))
+        return true;
+    run->rows = 1;
+    run->drawn = draws(engine, choice);
+    if (run->drawn)
+        run->sample = sample_of(choice);
+    else
         run->logits = engine->logits + engine->rows_used++ * vocab_size;
-    }
     return true;
 }
 
@@ -461,13 +492,14 @@ static void tell_starts(struct engine *engine)
 static enum status forward(struct engine *engine, uint32_t *failed)
 {
     for (uint32_t i = 0; i < engine->run_count; i++) {
-        const struct engine_run *run = &engine->runs[i];
+        struct engine_run *run = &engine->runs[i];
         struct backend_run *batch = &engine->batch[i];
         *batch = (struct backend_run){
             .tokens = run->choice->ids + run->start,
             .count = run->count,
             .start = run->start,
-            .logits = run->rows > 0 ? run->logits : NULL,
+            .logits = run->rows > 0 && !run->drawn ? run->logits : NULL,
+            .sample = run->drawn ? &run->sample : NULL,
             .logit_rows = run->rows,
         };
         for (uint32_t group = 0; group < BACKEND_GROUPS_MAX; group++)
@@ -499,6 +531,12 @@ static void compute(struct engine *engine)
         if (st == STATUS_OK)
             return;
         snprintf(detail, sizeof detail, "%s", status_detail());
+        if (st == STATUS_CLOSED) { /* others will compute them: the process ends, and no job is told anything */
+            engine->lost = true;
+            memcpy(engine->lost_detail, detail, sizeof detail);
+            engine->run_count = 0;
+            return;
+        }
         for (uint32_t i = 0; i < engine->run_count; i++)
             if (st != STATUS_CORRUPT || failed >= engine->run_count || i == failed)
                 fail_run(engine, &engine->runs[i], st, detail);
@@ -544,7 +582,7 @@ bool engine_plan_step(struct engine *engine)
     compute(engine);
     for (uint32_t i = 0; i < engine->run_count; i++) {
         const struct engine_run *run = &engine->runs[i];
-        kv_cache_append(engine->cache, run->choice->sequence, run->choice->ids + run->start, run->count);
+        kv_cache_append(kv_sequence_cache(run->choice->sequence), run->choice->sequence, run->choice->ids + run->start, run->count);
     }
     for (uint32_t i = 0; i < engine->run_count; i++)
         if (engine->runs[i].choice->state == CHOICE_RUNNING) /* not ended with another choice of its job */

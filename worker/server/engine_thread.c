@@ -13,7 +13,11 @@
 #include "common/log.h"
 #include "common/loop.h"
 #include "common/probe.h"
+#include "worker/engine/backend/backend.h"
+#include "worker/server/device_watch.h"
 #include "worker/server/request.h"
+
+#define HEALTH_INTERVAL_MS 1000u
 
 struct command {
     struct command *next;
@@ -36,6 +40,7 @@ struct engine_thread {
     char *model_dir; /* owned copy for config.engine */
     pthread_t thread;
     const struct engine_info *info; /* I/O thread's; ref, owned by the engine */
+    struct device_watch *watch;     /* I/O thread's; NULL: nothing to watch */
     struct event_list step;         /* engine thread's: events of the running step */
     bool memory_out;                /* engine thread's: an event could not be copied */
     /* Of the engine thread's turn with commands and a step; 0: it waits. Any thread reads it. */
@@ -228,8 +233,11 @@ static void run_serve(struct engine_thread *thread)
         run_publish(thread); /* accepted or refused: known before the step, which may be long */
         run_probes(thread);
         idle = !engine_step(thread->engine, run_collect_job, thread);
+        enum status lost = engine_lost(thread->engine);
+        if (lost != STATUS_OK)
+            run_collect_own(thread, ENGINE_THREAD_FAILED, 0, lost, 0);
         run_publish(thread);
-        if (thread->memory_out)
+        if (lost != STATUS_OK || thread->memory_out)
             return; /* an event is lost: jobs would hang, so the process has to end */
         atomic_store_explicit(&thread->turn_started_ms, 0, memory_order_relaxed);
     }
@@ -264,10 +272,18 @@ static void *run(void *arg)
 
 /* ---- I/O thread ---- */
 
+static bool ask_health(void *user, struct backend_health *out)
+{
+    return engine_health(user, out);
+}
+
 static void deliver(struct engine_thread *thread, const struct engine_thread_event *event)
 {
-    if (event->kind == ENGINE_THREAD_READY)
+    if (event->kind == ENGINE_THREAD_READY) {
         thread->info = engine_info(thread->engine);
+        if (device_watch_start(HEALTH_INTERVAL_MS, ask_health, thread->engine, &thread->watch) != STATUS_OK)
+            LOG_WARN("the device is not watched: %s", status_detail());
+    }
     thread->config.on_event(thread->config.user, event);
 }
 
@@ -352,6 +368,7 @@ void engine_thread_stop(struct engine_thread **thread_pointer)
     pthread_cond_signal(&thread->wake);
     pthread_mutex_unlock(&thread->mutex);
     pthread_join(thread->thread, NULL);
+    device_watch_stop(&thread->watch); /* it asks the engine */
     free_commands(thread->commands);
     event_list_free(&thread->outbox);
     event_list_free(&thread->step);
@@ -427,6 +444,11 @@ void engine_thread_progress(struct engine_thread *thread, struct engine_progress
     uint64_t turn_ms = atomic_load_explicit(&thread->turn_started_ms, memory_order_relaxed);
     if (turn_ms > 0)
         out->step_started_ms = turn_ms;
+}
+
+bool engine_thread_health(const struct engine_thread *thread, struct backend_health *out)
+{
+    return thread->watch && device_watch_read(thread->watch, out);
 }
 
 uint32_t engine_thread_submits(struct engine_thread *thread)

@@ -5,7 +5,7 @@
  *     on_event, in the loop's turn   <-- outbox ----  events of one step, copied, one loop_post for as many as wait;
  *                                                     ENGINE_STARTED before the step goes on
  *
- * Owns the engine, the thread and both queues. Always true:
+ * Owns the engine, the thread and both queues, and with a device the thread that watches it (device_watch.h). Always true:
  *   1. commands run in order, so a cancel never overtakes its submit;
  *   2. each submit is answered by ACCEPTED or REFUSED, and after ACCEPTED by one DONE or FAILED, unless the thread is stopped;
  *   3. submits waiting in the queue are bounded by submits_max; cancels by the caller, one for each open job;
@@ -18,6 +18,7 @@
 #include "common/status.h"
 #include "worker/engine/engine.h"
 
+struct backend_health;              /* worker/engine/backend/backend.h */
 struct loop;
 struct request;                     /* worker/server/request.h */
 struct engine_thread;
@@ -64,6 +65,8 @@ enum status engine_thread_cancel(struct engine_thread *thread, uint64_t job);
 const struct engine_info *engine_thread_info(const struct engine_thread *thread);   /* NULL before READY */
 void engine_thread_progress(struct engine_thread *thread, struct engine_progress *out);   /* zeros before READY */
 void engine_thread_pressure(struct engine_thread *thread, struct engine_pressure *out);   /* as of the last step with an event */
+/* How the device was within the last second or so; false: it has none that says. */
+bool engine_thread_health(const struct engine_thread *thread, struct backend_health *out);
 uint32_t engine_thread_submits(struct engine_thread *thread);    /* waiting in the queue now */
 /* Hands out waiting events now; also for when a loop_post failed without memory. */
 void engine_thread_poll(struct engine_thread *thread);

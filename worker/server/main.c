@@ -1,11 +1,12 @@
 /* main.c - roost-worker: settings, signals, the order of starting and stopping. The I/O thread is this one.
  *
- *   settings -> log -> loop, sockets bound (a port in use ends here) -> model loads on the engine thread, HELLO is
+ *   settings -> log -> loop, backend opened, sockets bound (a port in use ends here) -> model loads on the engine thread, HELLO is
  * answered "starting" -> READY: known answer passed: ready file, directory entry -> SIGTERM: drain -> entry and file
  * removed -> exit 0 */
 #include <errno.h>
 #include <inttypes.h>
 #include <jansson.h>
+#include <limits.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdbool.h>
@@ -26,7 +27,11 @@
 #include "common/redis_sentinel.h"
 #include "common/redis_settings.h"
 #include "proto/wire.h"
+#include "worker/engine/backend/backend.h"
+#include "worker/engine/backend/backend_load.h"
+#include "worker/engine/backend/backend_plugin.h"
 #include "worker/engine/backend/backend_simulate.h"
+#include "worker/engine/backend/parallel_group.h"
 #include "worker/server/conversations.h"
 #include "worker/server/directory.h"
 #include "worker/server/operator.h"
@@ -36,12 +41,13 @@
 #define CONNECTIONS_MAX      2048u /* of as many as the server keeps sessions of */
 #define CHUNK_TOKENS_MAX     4096
 #define THREADS_MAX          64 /* of the backend */
+#define CUDA_PLUGIN          "libroost_cuda.so"
 #define THREADS_DEFAULT_MAX  16 /* beyond, memory is what a step of a small batch waits for */
 
 struct settings {
-    char *name, *listen_control, *listen_data, *listen_operator, *advertise, *model, *simulate;
+    char *name, *listen_control, *listen_data, *listen_operator, *advertise, *model, *backend, *backend_plugin, *simulate;
     uint64_t kv_mebibytes, kv_host_mebibytes, rewind_tokens, snapshots_max;
-    uint64_t chunk_tokens, batch_tokens, sequences_max, step_ms_max, threads, queue_requests_max;
+    uint64_t chunk_tokens, batch_tokens, sequences_max, step_ms_max, threads, tp, tp_step_ms_min, queue_requests_max;
     char *redis_address, *redis_user, *redis_password_file, *redis_sentinel_master;
     struct config_list redis_sentinels;
     uint64_t redis_database;
@@ -78,6 +84,14 @@ static const struct config_field fields[] = {
      .max = 63,
      .help = "IP:PORT of the HTTP port for operators: health, metrics, draining; port 0 takes a free one; empty: none"},
     {.key = FIELD(model), .type = CONFIG_STRING, .help = "model directory (required)"},
+    {.key = FIELD(backend),
+     .type = CONFIG_STRING,
+     .default_value = "cpu",
+     .choices = "cpu|cuda",
+     .help = "what computes: the processor, or the first GPU that CUDA shows (CUDA_VISIBLE_DEVICES); same replies"},
+    {.key = FIELD(backend_plugin),
+     .type = CONFIG_STRING,
+     .help = "shared library of the backend cuda; empty: " CUDA_PLUGIN " beside this program or in ../lib of there"},
     {.key = FIELD(simulate),
      .type = CONFIG_STRING,
      .help =
@@ -138,7 +152,24 @@ static const struct config_field fields[] = {
      .type = CONFIG_UINT,
      .default_value = "0",
      .max = THREADS_MAX,
-     .help = "threads that compute; 0: one for each core that this process may use, at most 16"},
+     .help = "threads that compute, of each rank; 0: one for each core that this process may use, at most 16, shared "
+             "among the ranks"},
+    {.key = FIELD(tp),
+     .type = CONFIG_UINT,
+     .default_value = "1",
+     .min = 1,
+     .max = PARALLEL_RANKS_MAX,
+     .help = "ranks of tensor parallelism: processes that compute one model together, each with a part of the weights and "
+             "of the KV memory; this one starts and ends the others. Same replies; more memory bandwidth where each rank "
+             "has its own"},
+    {.key = FIELD(tp_step_ms_min),
+     .type = CONFIG_UINT,
+     .default_value = "2000",
+     .min = 100,
+     .max = 600000,
+     .help = "ms: a rank that makes a step take longer than this, and than 4 times the longest of the last 64, ends the "
+             "worker, so that others go on with its requests. A chunk of a prompt behind many short steps has to fit in: raise it "
+             "with chunk_tokens on slow machines"},
     {.key = FIELD(queue_requests_max),
      .type = CONFIG_UINT,
      .default_value = "64",
@@ -221,6 +252,11 @@ static bool given(const char *text)
     return text && *text;
 }
 
+static bool uses_cuda(const struct settings *settings)
+{
+    return strcmp(settings->backend, "cuda") == 0;
+}
+
 /* True for what only this host can reach. */
 static bool endpoint_is_local(const char *endpoint)
 {
@@ -275,6 +311,11 @@ static enum status check_settings(const void *given_settings)
         struct simulate_profile profile;
         TRY(simulate_profile_parse(settings->simulate, &profile));
     }
+    if (uses_cuda(settings) && given(settings->simulate))
+        return STATUS_FAIL(STATUS_INVALID, "simulate: nothing is computed, so backend: cuda cannot be kept: leave one of them out");
+    if (settings->tp > 1 && given(settings->simulate))
+        return STATUS_FAIL(STATUS_INVALID, "tp: %" PRIu64 " ranks cannot share what simulate does not compute: set it to 1",
+                           settings->tp);
     if (settings->batch_tokens != 0 && settings->batch_tokens < settings->chunk_tokens)
         return STATUS_FAIL(STATUS_INVALID,
                            "batch_tokens: %" PRIu64 " is under chunk_tokens, %" PRIu64 ": raise it, or 0",
@@ -336,6 +377,9 @@ static enum status write_ready_file(const char *path, const char *name, const st
 struct worker {
     struct settings settings;
     struct simulate_profile profile; /* with the setting simulate */
+    const struct backend_plugin *plugin; /* of the backend cuda; else NULL */
+    char plugin_path[PATH_MAX];
+    struct parallel_group *group;    /* with tp above 1 */
     struct loop *loop;
     void *zmq_context;
     struct redis_link *redis; /* NULL: none was asked for */
@@ -365,6 +409,23 @@ static void note_failure(struct worker *worker)
 static void fail(struct worker *worker)
 {
     note_failure(worker);
+    loop_stop(worker->loop);
+}
+
+static void say_rank_died(void *user)
+{
+    struct worker *worker = user;
+    if (parallel_group_status(worker->group) != STATUS_OK)
+        fail(worker);
+}
+
+/* In a thread of the group's. */
+static void on_rank_death(void *user)
+{
+    struct worker *worker = user;
+    if (loop_post(worker->loop, say_rank_died, worker) == STATUS_OK)
+        return;
+    worker->exit_code = 1; /* written by nobody else before the loop has ended */
     loop_stop(worker->loop);
 }
 
@@ -484,7 +545,44 @@ static uint32_t threads_of(const struct settings *settings)
     if (settings->threads)
         return (uint32_t)settings->threads;
     int count = sched_getaffinity(0, sizeof cores, &cores) == 0 ? CPU_COUNT(&cores) : 1;
-    return count < 1 ? 1 : count > THREADS_DEFAULT_MAX ? THREADS_DEFAULT_MAX : (uint32_t)count;
+    count = (count > THREADS_DEFAULT_MAX ? THREADS_DEFAULT_MAX : count) / (int)settings->tp;
+    return count < 1 ? 1 : (uint32_t)count;
+}
+
+static enum status load_plugin(struct worker *worker)
+{
+    const struct settings *settings = &worker->settings;
+    if (!uses_cuda(settings))
+        return STATUS_OK;
+    if (given(settings->backend_plugin))
+        snprintf(worker->plugin_path, sizeof worker->plugin_path, "%s", settings->backend_plugin);
+    else
+        TRY(backend_find(CUDA_PLUGIN, worker->plugin_path, sizeof worker->plugin_path));
+    TRY(backend_load(worker->plugin_path, &worker->plugin));
+    if (settings->tp > 1 && !worker->plugin->ranks)
+        return STATUS_FAIL(STATUS_UNSUPPORTED, "tp: %" PRIu64 ", and %s cannot compute as several ranks: set it to 1", settings->tp,
+                           worker->plugin_path);
+    LOG_INFO("backend: %s, from %s", worker->plugin->ops->name, worker->plugin_path);
+    return STATUS_OK;
+}
+
+/* Before there are other threads or sockets, by the thread that lives as long as the process. */
+static enum status start_group(struct worker *worker)
+{
+    const struct settings *settings = &worker->settings;
+    if (settings->tp == 1)
+        return STATUS_OK;
+    const struct parallel_group_config config = {.size = (uint32_t)settings->tp,
+                                                 .model_dir = settings->model,
+                                                 .ranks = worker->plugin ? worker->plugin->ranks : NULL,
+                                                 .plugin = worker->plugin ? worker->plugin_path : NULL,
+                                                 .step_ms_min = (uint32_t)settings->tp_step_ms_min,
+                                                 .on_death = on_rank_death,
+                                                 .user = worker};
+    TRY(parallel_group_start(&config, &worker->group));
+    for (uint32_t rank = 1; rank < config.size; rank++)
+        LOG_INFO("rank %u of %u is process %d", rank, config.size, (int)parallel_group_pid(worker->group, rank));
+    return STATUS_OK;
 }
 
 static enum status connect_redis(struct worker *worker)
@@ -529,6 +627,8 @@ static enum status start(struct worker *worker)
     TRY(channel_check_descriptors(CONNECTIONS_EXPECTED));
     TRY(redis_settings_password(settings->redis_password_file, worker->password));
     TRY(loop_create(&worker->loop));
+    TRY(load_plugin(worker));
+    TRY(start_group(worker));
     worker->zmq_context = zmq_ctx_new();
     if (!worker->zmq_context)
         return STATUS_FAIL(STATUS_IO, "ZeroMQ cannot start: %s", zmq_strerror(errno));
@@ -549,6 +649,8 @@ static enum status start(struct worker *worker)
                    .kv_bytes = settings->kv_mebibytes << 20,
                    .kv_host_bytes = settings->kv_host_mebibytes << 20,
                    .simulate = given(settings->simulate) ? &worker->profile : NULL,
+                   .backend = worker->plugin && !worker->group ? worker->plugin->ops : NULL,
+                   .group = worker->group,
                    .rewind_tokens = (uint32_t)settings->rewind_tokens,
                    .snapshots_max = (uint32_t)settings->snapshots_max,
                    .chunk_tokens = (uint32_t)settings->chunk_tokens,
@@ -591,6 +693,7 @@ static void stop(struct worker *worker)
     redis_link_destroy(&worker->redis); /* answers what directory and conversations have open */
     directory_destroy(&worker->directory);
     conversations_destroy(&worker->conversations);
+    parallel_group_stop(&worker->group);
     if (worker->loop)
         loop_destroy(&worker->loop);
     if (worker->zmq_context)
@@ -602,6 +705,9 @@ static void stop(struct worker *worker)
 int main(int argc, char **argv)
 {
     struct worker worker = {.exit_code = 0};
+    const struct log_config follower_log = {.program = "worker", .level = LOG_LEVEL_INFO, .fd = STDERR_FILENO};
+    if (argc == 2 && parallel_group_argument(argv[1]))
+        return parallel_follower_main(argv[1], &follower_log);
     enum config_outcome outcome = config_load(&program, argc, argv, &worker.settings);
     if (outcome != CONFIG_RUN)
         return outcome == CONFIG_EXIT_OK ? 0 : 2;

@@ -9,6 +9,7 @@
 #include "common/operator_port.h"
 #include "common/redis_link.h"
 #include "proto/wire.h"
+#include "worker/engine/backend/backend.h"
 #include "worker/engine/backend/backend_simulate.h"
 #include "worker/server/conversations.h"
 #include "worker/server/server.h"
@@ -186,6 +187,75 @@ static void write_load(const struct server *server, struct metrics *metrics)
                   1e-9 * load.token_ns);
 }
 
+/* Families without a sample: nothing says how the device is. */
+struct gpu_family {
+    const char *name, *help;
+    double (*value)(const struct backend_health *health);
+};
+
+static double gpu_memory(const struct backend_health *health)
+{
+    return (double)health->memory_bytes;
+}
+static double gpu_memory_used(const struct backend_health *health)
+{
+    return (double)health->memory_used_bytes;
+}
+static double gpu_sm_clock(const struct backend_health *health)
+{
+    return 1e6 * health->sm_mhz;
+}
+static double gpu_memory_clock(const struct backend_health *health)
+{
+    return 1e6 * health->memory_mhz;
+}
+static double gpu_busy(const struct backend_health *health)
+{
+    return 0.01 * health->busy_percent;
+}
+static double gpu_temperature(const struct backend_health *health)
+{
+    return health->celsius;
+}
+static double gpu_power(const struct backend_health *health)
+{
+    return 1e-3 * health->milliwatts;
+}
+static double gpu_throttle(const struct backend_health *health)
+{
+    return (double)health->throttle_reasons;
+}
+
+static const struct gpu_family gpu_families[] = {
+    {"roost_worker_gpu_memory_used_bytes", "Memory of the GPU in use, by whoever", gpu_memory_used},
+    {"roost_worker_gpu_sm_clock_hertz", "Clock of its processors now", gpu_sm_clock},
+    {"roost_worker_gpu_memory_clock_hertz", "Clock of its memory now", gpu_memory_clock},
+    {"roost_worker_gpu_busy_ratio", "Part of the time in which some kernel ran", gpu_busy},
+    {"roost_worker_gpu_temperature_celsius", "Its temperature", gpu_temperature},
+    {"roost_worker_gpu_power_watts", "What it draws", gpu_power},
+    {"roost_worker_gpu_throttle_reasons", "Why its clocks are lowered, as NVML's bits; 0: they are not", gpu_throttle},
+};
+
+static void write_gpu(const struct server *server, struct metrics *metrics)
+{
+    struct backend_health health;
+    const bool known = server_device_health(server, &health);
+    metrics_family(metrics, "roost_worker_gpu_memory_bytes", METRICS_GAUGE, "Memory of the GPU; no sample: there is none");
+    if (known)
+        metrics_value(metrics, "device", health.device, gpu_memory(&health));
+    for (size_t i = 0; i < sizeof gpu_families / sizeof *gpu_families; i++) {
+        metrics_family(metrics, gpu_families[i].name, METRICS_GAUGE, gpu_families[i].help);
+        if (known && health.nvml)
+            metrics_value(metrics, NULL, NULL, gpu_families[i].value(&health));
+    }
+    metrics_family(metrics, "roost_worker_gpu_ecc_errors_total", METRICS_COUNTER,
+                   "Errors of its memory since its driver was loaded");
+    if (known && health.nvml) {
+        metrics_value(metrics, "kind", "corrected", (double)health.ecc_corrected);
+        metrics_value(metrics, "kind", "uncorrected", (double)health.ecc_uncorrected);
+    }
+}
+
 static void write_redis(const struct operator* operator, struct metrics * metrics)
 {
     struct redis_link_stats redis = {0};
@@ -224,6 +294,7 @@ static void on_metrics(void *user, struct operator_request *request)
         write_requests(&stats, metrics);
         write_load(operator->config.server, metrics);
         write_pressure(&stats.pressure, metrics);
+        write_gpu(operator->config.server, metrics);
         write_redis(operator, metrics);
         metrics_process(metrics);
         text = metrics_text(metrics);

@@ -20,6 +20,7 @@
 #include "common/log.h"
 #include "common/loop.h"
 #include "common/probe.h"
+#include "worker/engine/backend/backend.h"
 #include "worker/server/server.h"
 
 #define LEASE_EXPIRY_MS          5000u
@@ -138,6 +139,17 @@ void server_load_read(const struct server *server, struct wire_load *out)
         .step_median_us = progress.step_median_us,
         .token_ns = token_ns(server),
     };
+    struct backend_health health;
+    out->has_device = engine_thread_health(server->engine, &health);
+    if (out->has_device)
+        out->device = (struct wire_device){
+            .memory_bytes = health.memory_bytes,
+            .memory_used_bytes = health.memory_used_bytes,
+            .ecc_uncorrected = health.ecc_uncorrected,
+            .sm_mhz = health.sm_mhz,
+            .memory_mhz = health.memory_mhz,
+            .throttle_reasons = health.throttle_reasons,
+        };
 }
 
 static void send_lease(struct server *server, struct session *session, enum link link)
@@ -534,6 +546,11 @@ const char *server_model_name(const struct server *server)
 const struct engine_info *server_engine_info(const struct server *server)
 {
     return server->info;
+}
+
+bool server_device_health(const struct server *server, struct backend_health *out)
+{
+    return engine_thread_health(server->engine, out);
 }
 
 bool server_has_placement(const struct server *server, const uint8_t *placement)

@@ -21,6 +21,7 @@
 #include "proto/wire.h"
 #include "worker/engine/engine.h"
 
+struct backend_health;              /* worker/engine/backend/backend.h */
 struct loop;
 struct server;
 
@@ -92,6 +93,9 @@ struct server_stats {
 void server_stats_read(const struct server *server, struct server_stats *out);
 /* What its leases say; the engine's progress. */
 void server_load_read(const struct server *server, struct wire_load *out);
+
+/* How the device was within the last second or so; false: it has none that says. */
+bool server_device_health(const struct server *server, struct backend_health *out);
 
 enum wire_life server_state(const struct server *server);
 const uint8_t *server_incarnation(const struct server *server);        /* 16 bytes, random at start */

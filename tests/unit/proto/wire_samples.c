@@ -64,7 +64,7 @@ struct wire_message wire_sample(enum wire_kind kind)
             .echo = 76,
             .state = WIRE_LIFE_DRAINING,
             .has_load = true,
-            .load = {1, 2, 3, 4, 5, 6, 1ull << 33, 250, 12345, 71000},
+            .load = {1, 2, 3, 4, 5, 6, 1ull << 33, 250, 12345, 71000, true, {80ull << 30, 61ull << 30, 1ull << 40, 1980, 2619, 1ull << 33}},
             .credit_streams = BYTES(column_u32),
             .credit_tokens = BYTES(column_u64),
             .credit_connection_bytes = 1ull << 34,
@@ -200,6 +200,10 @@ struct wire_message wire_sample_failover(enum wire_kind kind)
     struct wire_message m = wire_sample(kind);
     if (kind == WIRE_ACK)
         m.stream_ref.started = false;
+    if (kind == WIRE_LEASE) {
+        m.lease.load.has_device = false;
+        memset(&m.lease.load.device, 0, sizeof m.lease.load.device);
+    }
     return m;
 }
 

@@ -157,7 +157,7 @@ static void check_kept_frame(const struct wire_message *sample, const char *pref
     free(b.data);
 }
 
-/* frames/v1_<kind>.bin, and frames/v1b_, v1c_ and v1d_<kind>.bin of kinds that have grown since: written once by this
+/* frames/v1_<kind>.bin, and frames/v1b_, v1c_, v1d_ and v1e_<kind>.bin of kinds that have grown since: written once by this
  * program with ROOST_WRITE_FRAMES=1, never changed afterwards. */
 static void test_kept_frames(void **state)
 {
@@ -175,6 +175,8 @@ static void test_kept_frames(void **state)
     }
     struct wire_message ack = wire_sample(WIRE_ACK);
     check_kept_frame(&ack, "v1d");
+    struct wire_message lease = wire_sample(WIRE_LEASE);
+    check_kept_frame(&lease, "v1e");
     FOR_EACH_KIND(kind)
     {
         struct wire_message sample = wire_sample_first(kind);

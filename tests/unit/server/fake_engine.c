@@ -490,11 +490,24 @@ bool engine_step(struct engine *engine, engine_event_fn *sink, void *user)
     return job != NULL;
 }
 
+bool engine_health(const struct engine *engine, struct backend_health *out)
+{
+    (void)engine;
+    (void)out;
+    return false;
+}
+
 void engine_progress(const struct engine *engine, struct engine_progress *out)
 {
     lock();
     *out = engine->progress;
     unlock();
+}
+
+enum status engine_lost(const struct engine *engine)
+{
+    (void)engine;
+    return STATUS_OK;
 }
 
 void engine_forget_cache(struct engine *engine)

@@ -7,13 +7,8 @@
 
 struct model *model_make(const struct random_model *shape)
 {
-    char dir[RANDOM_MODEL_PATH_MAX];
-    struct model *model = NULL;
-    assert_ok(random_model_create(shape, dir));
-    enum status st = model_load(dir, &model);
-    random_model_remove(dir);
-    if (st != STATUS_OK)
-        fail_msg("%s: %s", shape->name, status_detail());
+    struct model *model = random_model_make(shape);
+    assert_non_null(model);
     return model;
 }
 
@@ -50,11 +45,67 @@ void session_open(struct session *session, const struct backend_ops *ops, const 
     }
 }
 
+void session_open_on_device(struct session *session, const struct backend_ops *ops, const struct model *model, struct backend *backend,
+                            const uint32_t *tokens)
+{
+    *session = (struct session){.model = model, .ops = ops, .backend = backend, .tokens = tokens};
+    for (unsigned group = 0; group < BACKEND_GROUPS_MAX; group++) {
+        const size_t bytes = ops->page_bytes(backend, group);
+        if (bytes == 0)
+            continue;
+        char *image = malloc(bytes);
+        assert_non_null(image);
+        memset(image, 0xff, bytes);
+        assert_ok(ops->arena_create(backend, BACKEND_TIER_DEVICE, bytes * PAGES_MAX, &session->arenas[group]));
+        for (unsigned i = 0; i < PAGES_MAX; i++) {
+            session->pages[group][i] = (char *)session->arenas[group] + i * bytes;
+            session_page_put(session, group, i, image);
+        }
+        free(image);
+    }
+}
+
+/* Through the host tier, as every copy of a page. */
+static void *bounce(const struct session *session, size_t bytes)
+{
+    void *base = NULL;
+    assert_ok(session->ops->arena_create(session->backend, BACKEND_TIER_HOST, bytes, &base));
+    return base;
+}
+
+static void copy(const struct session *session, void *dst, const void *src, size_t bytes)
+{
+    session->ops->copy_wait(session->backend, session->ops->copy_start(session->backend, dst, src, bytes));
+}
+
+void *session_page(const struct session *session, unsigned group, unsigned page)
+{
+    const size_t bytes = session->ops->page_bytes(session->backend, group);
+    void *base = bounce(session, bytes), *image = malloc(bytes);
+    assert_non_null(image);
+    copy(session, base, session->pages[group][page], bytes);
+    memcpy(image, base, bytes);
+    session->ops->arena_destroy(session->backend, BACKEND_TIER_HOST, &base);
+    return image;
+}
+
+void session_page_put(struct session *session, unsigned group, unsigned page, const void *image)
+{
+    const size_t bytes = session->ops->page_bytes(session->backend, group);
+    void *base = bounce(session, bytes);
+    memcpy(base, image, bytes);
+    copy(session, session->pages[group][page], base, bytes);
+    session->ops->arena_destroy(session->backend, BACKEND_TIER_HOST, &base);
+}
+
 void session_close(struct session *session)
 {
-    for (unsigned group = 0; group < BACKEND_GROUPS_MAX; group++)
-        for (unsigned i = 0; i < PAGES_MAX; i++)
+    for (unsigned group = 0; group < BACKEND_GROUPS_MAX; group++) {
+        for (unsigned i = 0; i < PAGES_MAX && session->arenas[group] == NULL; i++)
             free(session->pages[group][i]);
+        if (session->arenas[group] != NULL)
+            session->ops->arena_destroy(session->backend, BACKEND_TIER_DEVICE, &session->arenas[group]);
+    }
 }
 
 void tokens_fill(const struct model *model, uint64_t salt, uint32_t *tokens, uint32_t count)

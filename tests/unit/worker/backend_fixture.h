@@ -9,7 +9,7 @@
 
 #define PAGES_MAX 40
 
-struct model *model_make(const struct random_model *shape);              /* a directory is written, loaded and removed */
+struct model *model_make(const struct random_model *shape);              /* in memory */
 struct model *model_make_with(const struct random_model *shape, enum random_recipe recipe);
 
 /* isa NULL: what the machine chooses. */
@@ -20,6 +20,7 @@ struct session {                /* one sequence: its pages and its tokens */
     const struct backend_ops *ops;
     struct backend *backend;    /* ref */
     void *pages[BACKEND_GROUPS_MAX][PAGES_MAX];
+    void *arenas[BACKEND_GROUPS_MAX];   /* owned: the pages' memory, where it is a device's */
     const uint32_t *tokens;     /* ref */
 };
 
@@ -27,6 +28,13 @@ struct session {                /* one sequence: its pages and its tokens */
 void session_open(struct session *session, const struct backend_ops *ops, const struct model *model, struct backend *backend,
                   const uint32_t *tokens);
 void session_close(struct session *session);
+/* For a backend whose device tier is not the host's memory. */
+void session_open_on_device(struct session *session, const struct backend_ops *ops, const struct model *model, struct backend *backend,
+                            const uint32_t *tokens);
+/* A copy of a page in memory of the host; the caller frees it. */
+void *session_page(const struct session *session, unsigned group, unsigned page);
+/* A page's image into the session. */
+void session_page_put(struct session *session, unsigned group, unsigned page, const void *image);
 
 /* tokens[i] for i < count; another stream for each salt. */
 void tokens_fill(const struct model *model, uint64_t salt, uint32_t *tokens, uint32_t count);

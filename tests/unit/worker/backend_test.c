@@ -500,6 +500,10 @@ static void wrong_batches_are_refused(void **state)
     REFUSED(STATUS_INVALID, runs[0].count = 17);
     REFUSED(STATUS_INVALID, runs[0].logit_rows = 3);
     REFUSED(STATUS_INVALID, runs[0].logits = NULL);
+    struct backend_sample sample = {.temperature = 1};
+    REFUSED(STATUS_INVALID, runs[0].sample = &sample);           /* and logits */
+    REFUSED(STATUS_INVALID, (runs[0].sample = &sample, runs[0].logits = NULL, runs[0].logit_rows = 2));
+    REFUSED(STATUS_INVALID, (runs[0].sample = &sample, runs[0].logits = NULL, runs[0].logit_rows = 0));
     REFUSED(STATUS_LIMIT, runs[0].start = 2047);
     REFUSED(STATUS_LIMIT, runs[0].start = UINT32_MAX);
     REFUSED(STATUS_INVALID, runs[0].pages[MODEL_LAYER_LOCAL] = NULL);

@@ -84,6 +84,7 @@ void client_run_jobs(struct client *client);        /* until every job has ended
 struct client_job *client_ask(struct client *client, struct engine_request *request);
 
 /* All choices the same: ids, text, finish, log probabilities, logits. */
+void assert_same_tokens(const struct client_job *a, const struct client_job *b);   /* logits excepted */
 void assert_same_reply(const struct client_job *a, const struct client_job *b);
 uint64_t client_digest(const struct client_job *job);
 

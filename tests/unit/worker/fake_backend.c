@@ -280,6 +280,7 @@ static void copy_wait(struct backend *backend, uint64_t ticket)
 
 const struct backend_ops fake_backend_ops = {
     .name = "fake",
+    .bits = "fake",
     .create = create,
     .destroy = destroy,
     .page_bytes = page_bytes,

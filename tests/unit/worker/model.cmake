@@ -1,6 +1,7 @@
 set(backend_sources backend_fixture.c random_model.c)
 roost_unit_test(NAME model_config_test SOURCES model_config_test.c LIBRARIES roost_model)
 roost_unit_test(NAME safetensors_test SOURCES safetensors_test.c LIBRARIES roost_model)
+roost_unit_test(NAME random_model_test SOURCES random_model_test.c random_model.c LIBRARIES roost_model m)
 roost_unit_test(NAME model_test SOURCES model_test.c random_model.c LIBRARIES roost_model m)
 roost_unit_test(NAME backend_test SOURCES backend_test.c reference_forward.c ../kernels/reference.c ${backend_sources}
   LIBRARIES roost_model m LABELS unit equality TIMEOUT 900)

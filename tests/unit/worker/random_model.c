@@ -5,8 +5,10 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include "worker/engine/model/model.h"
 
 #define TENSORS_MAX 4096u
+#define REPEATED_BYTES ((size_t)1 << 20)
 #define INT8_SPREAD 73.3      /* standard deviation of integers drawn evenly from [-127, 127] */
 
 enum fill { FILL_MATRIX, FILL_FLOATS };
@@ -16,6 +18,8 @@ struct tensor {
     enum fill fill;
     uint32_t rows, columns;   /* columns 0: one dimension */
     double middle;            /* FILL_FLOATS: values lie evenly around it; FILL_MATRIX of a float format: of the scales */
+    enum random_recipe scheme;   /* FILL_MATRIX of int8 */
+    void *data;               /* in memory: (rows, columns) */
 };
 
 struct plan {
@@ -184,7 +188,8 @@ static void plan_add_matrix(struct plan *plan, int layer, const char *leaf, uint
     plan_add_weights(plan, layer, leaf, rows, columns, 0, scale);
     if (plan->shape->format != RANDOM_FORMAT_INT8 || scheme == RANDOM_RECIPE_DYNAMIC)
         return;
-    const struct tensor *tensor = &plan->tensors[plan->count - 2];
+    struct tensor *tensor = &plan->tensors[plan->count - 2];
+    tensor->scheme = scheme;
     plan->schemes_size += (size_t)snprintf(plan->schemes + plan->schemes_size, sizeof plan->schemes - plan->schemes_size,
                                            ",\"activation_scheme.%s\":\"%s\"", tensor->name, recipe_names[scheme]);
     snprintf(name, sizeof name, "%s.weight_input_scale", leaf);
@@ -302,48 +307,75 @@ static void write_header(const struct plan *plan, FILE *file)
     free(text);
 }
 
-/* Little-endian hosts only, as the engine. */
-static void write_element(const struct plan *plan, int value, float scale, FILE *file)
+static void put_real(const struct plan *plan, float real, size_t index, void *out)
 {
-    float real = (float)value * scale;
-    if (plan->shape->format == RANDOM_FORMAT_INT8) {
-        fputc((uint8_t)(int8_t)value, file);
-    } else if (plan->shape->format == RANDOM_FORMAT_FLOAT) {
-        fwrite(&real, sizeof real, 1, file);
+    if (plan->shape->format == RANDOM_FORMAT_FLOAT) {
+        ((float *)out)[index] = real;
     } else {
         uint32_t bits;
         memcpy(&bits, &real, sizeof bits);
-        uint16_t half = (uint16_t)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);      /* half to even */
-        fwrite(&half, sizeof half, 1, file);
+        ((uint16_t *)out)[index] = (uint16_t)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);      /* half to even */
     }
 }
 
-static void write_matrix(const struct plan *plan, const struct tensor *tensor, uint64_t *state, FILE *file)
+static void fill_real_matrix(const struct plan *plan, const struct tensor *tensor, uint64_t *state, void *out)
 {
-    /* The scales of a float format come from a stream of their own behind the integers, where they would lie in the int8 file. */
+    /* The scales come from a stream of their own behind the integers, where they would lie in the int8 file. */
     uint64_t scales = *state + element_count(tensor) * 0x9e3779b97f4a7c15u;
     bool per_layer = strstr(tensor->name, "embed_tokens_per_layer") != NULL;
     uint32_t group = per_layer ? plan->shape->per_layer_input : tensor->columns;
     float scale = 0;
     for (uint64_t i = 0; i < element_count(tensor); i++) {
-        if (plan->shape->format != RANDOM_FORMAT_INT8 && i % group == 0)
+        if (i % group == 0)
             scale = (float)(tensor->middle * (0.75 + 0.5 * random_unit(&scales)));
-        write_element(plan, (int)(random_next(state) % 255) - 127, scale, file);
+        put_real(plan, (float)((int)(random_next(state) % 255) - 127) * scale, i, out);
     }
-    if (plan->shape->format != RANDOM_FORMAT_INT8)
-        *state = scales;
+    *state = scales;
 }
 
-static void write_tensor(const struct plan *plan, const struct tensor *tensor, uint64_t *state, FILE *file)
+static void fill_int8_matrix(const struct plan *plan, const struct tensor *tensor, uint64_t *state, int8_t *out)
 {
-    if (tensor->fill == FILL_MATRIX) {
-        write_matrix(plan, tensor, state, file);
-        return;
+    const uint64_t count = element_count(tensor), drawn = plan->shape->repeated && count > REPEATED_BYTES ? REPEATED_BYTES : count;
+    for (uint64_t i = 0; i < drawn; i++)
+        out[i] = (int8_t)((int)(random_next(state) % 255) - 127);
+    for (uint64_t i = drawn; i < count; i += drawn)
+        memcpy(out + i, out, count - i < drawn ? count - i : drawn);
+}
+
+/* Little-endian hosts only, as the engine. */
+static void fill_tensor(const struct plan *plan, const struct tensor *tensor, uint64_t *state, void *out)
+{
+    if (tensor->fill == FILL_FLOATS) {
+        for (uint64_t i = 0; i < element_count(tensor); i++)
+            ((float *)out)[i] = (float)(tensor->middle * (0.75 + 0.5 * random_unit(state)));
+    } else if (plan->shape->format == RANDOM_FORMAT_INT8) {
+        fill_int8_matrix(plan, tensor, state, out);
+    } else {
+        fill_real_matrix(plan, tensor, state, out);
     }
-    for (uint64_t i = 0; i < element_count(tensor); i++) {
-        float value = (float)(tensor->middle * (0.75 + 0.5 * random_unit(state)));
-        fwrite(&value, sizeof value, 1, file);
-    }
+}
+
+/* In small pieces: written at once it would lie in large pages of the page cache, and mapping a part of the file would map them whole
+ * (parallel_test looks at what a rank has mapped). */
+static bool write_pieces(const char *data, size_t bytes, FILE *file)
+{
+    enum { PIECE = 2048 };
+    for (size_t at = 0; at < bytes; at += PIECE)
+        if (fwrite(data + at, 1, bytes - at < PIECE ? bytes - at : PIECE, file) != (bytes - at < PIECE ? bytes - at : PIECE))
+            return false;
+    return true;
+}
+
+static bool write_tensor(const struct plan *plan, const struct tensor *tensor, uint64_t *state, FILE *file)
+{
+    const size_t bytes = element_count(tensor) * element_bytes(plan, tensor);
+    void *data = malloc(bytes);
+    if (!data)
+        return false;
+    fill_tensor(plan, tensor, state, data);
+    const bool written = write_pieces(data, bytes, file);
+    free(data);
+    return written;
 }
 
 static void write_option(FILE *file, const char *key, double value)
@@ -431,10 +463,11 @@ enum status random_model_write(const struct random_model *shape, const char *dir
     plan_model(shape, plan);
     write_header(plan, file);
     uint64_t state = shape->seed;
-    for (unsigned i = 0; i < plan->count; i++)
-        write_tensor(plan, &plan->tensors[i], &state, file);
+    bool written = true;
+    for (unsigned i = 0; i < plan->count && written; i++)
+        written = write_tensor(plan, &plan->tensors[i], &state, file);
     free(plan);
-    if (fclose(file) != 0)
+    if (fclose(file) != 0 || !written)
         return STATUS_FAIL(STATUS_IO, "cannot write %s", path);
     return shape->tokenizer ? copy_tokenizer(dir) : STATUS_OK;
 }
@@ -457,4 +490,151 @@ void random_model_remove(const char *dir)
         (void)unlink(path);
     }
     (void)rmdir(dir);
+}
+
+/* ---- in memory ---- */
+
+static const struct tensor *find_tensor(const struct plan *plan, int layer, const char *leaf)
+{
+    char name[128];
+    if (layer >= 0)
+        snprintf(name, sizeof name, "model.layers.%d.%s", layer, leaf);
+    else
+        snprintf(name, sizeof name, "model.%s", leaf);
+    for (unsigned i = 0; i < plan->count; i++)
+        if (strcmp(plan->tensors[i].name, name) == 0)
+            return &plan->tensors[i];
+    return NULL;
+}
+
+/* NULL where the model has none. */
+static const float *bind_floats(const struct plan *plan, int layer, const char *leaf)
+{
+    const struct tensor *tensor = find_tensor(plan, layer, leaf);
+    return tensor ? tensor->data : NULL;
+}
+
+static const float *bind_norm(const struct plan *plan, int layer, const char *leaf)
+{
+    char name[96];
+    snprintf(name, sizeof name, "%s.weight", leaf);
+    return bind_floats(plan, layer, name);
+}
+
+static void bind_matrix(const struct plan *plan, int layer, const char *leaf, struct model_matrix *out)
+{
+    static const enum model_element elements[] = {
+        [RANDOM_FORMAT_INT8] = MODEL_ELEMENT_I8, [RANDOM_FORMAT_FLOAT] = MODEL_ELEMENT_F32, [RANDOM_FORMAT_BF16] = MODEL_ELEMENT_BF16};
+    static const enum model_scheme schemes[] = {[RANDOM_RECIPE_DYNAMIC] = MODEL_SCHEME_DYNAMIC, [RANDOM_RECIPE_STATIC] = MODEL_SCHEME_STATIC,
+                                                [RANDOM_RECIPE_ROTATED] = MODEL_SCHEME_ROTATED, [RANDOM_RECIPE_WIDE] = MODEL_SCHEME_WIDE};
+    char name[96];
+    snprintf(name, sizeof name, "%s.weight", leaf);
+    const struct tensor *tensor = find_tensor(plan, layer, name);
+    if (!tensor)
+        return;
+    snprintf(name, sizeof name, "%s.weight_scale", leaf);
+    *out = (struct model_matrix){.element = elements[plan->shape->format], .scheme = schemes[tensor->scheme], .weight = tensor->data,
+                                 .scale = bind_floats(plan, layer, name), .rows = tensor->rows, .columns = tensor->columns};
+    snprintf(name, sizeof name, "%s.weight_input_scale", leaf);
+    const float *input_scale = bind_floats(plan, layer, name);
+    out->input_scale = input_scale ? *input_scale : 0.0f;
+}
+
+static void bind_layer(const struct plan *plan, int index, struct model_layer *layer)
+{
+    const struct {
+        const char *leaf;
+        struct model_matrix *matrix;
+    } matrices[] = {
+        {"self_attn.q_proj", &layer->q_proj}, {"self_attn.k_proj", &layer->k_proj}, {"self_attn.v_proj", &layer->v_proj},
+        {"self_attn.o_proj", &layer->o_proj}, {"mlp.gate_proj", &layer->gate_proj}, {"mlp.up_proj", &layer->up_proj},
+        {"mlp.down_proj", &layer->down_proj}, {"per_layer_input_gate", &layer->per_layer_gate},
+        {"per_layer_projection", &layer->per_layer_proj},
+    };
+    const bool sandwich = plan->shape->sandwich_norm;
+    for (size_t i = 0; i < sizeof matrices / sizeof *matrices; i++)
+        bind_matrix(plan, index, matrices[i].leaf, matrices[i].matrix);
+    const float *behind_attention = bind_norm(plan, index, "post_attention_layernorm"), *scalar = bind_floats(plan, index, "layer_scalar");
+    layer->input_norm = bind_norm(plan, index, "input_layernorm");
+    layer->attention_norm = sandwich ? behind_attention : NULL;
+    layer->mlp_norm = sandwich ? bind_norm(plan, index, "pre_feedforward_layernorm") : behind_attention;
+    layer->mlp_result_norm = bind_norm(plan, index, "post_feedforward_layernorm");
+    layer->q_norm = bind_norm(plan, index, "self_attn.q_norm");
+    layer->k_norm = bind_norm(plan, index, "self_attn.k_norm");
+    layer->per_layer_norm = bind_norm(plan, index, "post_per_layer_input_norm");
+    layer->layer_scalar = scalar ? *scalar : 1.0f;
+}
+
+static void make_attention(const struct random_model *shape, bool global, struct model_attention *out)
+{
+    *out = (struct model_attention){.kv_head_count = shape->kv_head_count, .head_dim = shape->head_dim, .rope_base = global ? 1e5 : 1e4, .rope_scale = 1};
+    if (global && shape->global_kv_head_count)
+        out->kv_head_count = shape->global_kv_head_count;
+    if (global && shape->global_head_dim)
+        out->head_dim = shape->global_head_dim;
+    if (global && shape->rope_global_scale > 0)
+        out->rope_scale = shape->rope_global_scale;
+    out->rope_pairs = global && shape->global_rope_pairs ? shape->global_rope_pairs : out->head_dim / 2;
+    out->window = global ? 0 : shape->window;
+    out->sinks = global ? 0 : shape->sinks;
+}
+
+/* As model_config.c reads what write_config writes. */
+static void make_config(const struct random_model *shape, struct model_config *out)
+{
+    *out = (struct model_config){
+        .family = "roost", .vocab_size = shape->vocab_size, .hidden_size = shape->hidden_size, .layer_count = (uint32_t)strlen(shape->layers),
+        .head_count = shape->head_count, .context_tokens_max = shape->context_tokens, .norm_epsilon = (float)1e-6,
+        .attention_scale = (float)(shape->attention_scale > 0 ? shape->attention_scale : 1 / sqrt((double)shape->head_dim)),
+        .embedding_scale = shape->embedding_scale > 0 ? (float)shape->embedding_scale : 1.0f, .logit_cap = (float)shape->logit_cap,
+        .qk_norm = !shape->no_qk_norm, .v_norm = shape->v_norm, .sandwich_norm = shape->sandwich_norm,
+        .activation = strcmp(shape->activation, "silu") == 0 ? MODEL_ACTIVATION_SILU : MODEL_ACTIVATION_GELU_TANH,
+        .per_layer_input = shape->per_layer_input, .bos_id = 1, .end_ids = {2}, .end_id_count = 1, .turn_id = 3, .text_id = 4,
+    };
+    snprintf(out->name, sizeof out->name, "random-%s", shape->name);
+    make_attention(shape, true, &out->attention[MODEL_LAYER_GLOBAL]);
+    make_attention(shape, false, &out->attention[MODEL_LAYER_LOCAL]);
+    for (uint32_t i = 0; i < out->layer_count; i++) {
+        out->layer_types[i] = shape->layers[i] == 'G' ? MODEL_LAYER_GLOBAL : MODEL_LAYER_LOCAL;
+        out->intermediate_size[i] = inner_width(shape, (int)i);
+        out->kv_producer[i] = (uint16_t)(shape->kv_producer ? shape->kv_producer[i] : i);
+        if (out->kv_producer[i] == i) {
+            out->producer_slot[i] = out->producer_count[out->layer_types[i]]++;
+            out->last_producer = (uint16_t)i;
+        }
+    }
+}
+
+struct model *random_model_make(const struct random_model *shape)
+{
+    struct plan *plan = calloc(1, sizeof *plan);
+    if (!plan)
+        return NULL;
+    plan_model(shape, plan);
+    size_t bytes = (sizeof(struct model) + 63) / 64 * 64;
+    for (unsigned i = 0; i < plan->count; i++)
+        bytes += (element_count(&plan->tensors[i]) * element_bytes(plan, &plan->tensors[i]) + 63) / 64 * 64;
+    struct model *model = aligned_alloc(64, bytes);           /* one piece, as model_destroy gives back one */
+    if (model) {
+        char *at = (char *)model + (sizeof *model + 63) / 64 * 64;
+        uint64_t state = shape->seed;
+        memset(model, 0, sizeof *model);
+        for (unsigned i = 0; i < plan->count; i++) {
+            struct tensor *tensor = &plan->tensors[i];
+            tensor->data = at;
+            fill_tensor(plan, tensor, &state, at);
+            at += (element_count(tensor) * element_bytes(plan, tensor) + 63) / 64 * 64;
+        }
+        model->format = shape->format == RANDOM_FORMAT_INT8 ? MODEL_FORMAT_INT8 : MODEL_FORMAT_FLOAT;
+        make_config(shape, &model->config);
+        bind_matrix(plan, -1, "embed_tokens", &model->embedding);
+        bind_matrix(plan, -1, "embed_tokens_per_layer", &model->per_layer_embedding);
+        bind_matrix(plan, -1, "per_layer_model_projection", &model->per_layer_model_proj);
+        model->final_norm = bind_norm(plan, -1, "norm");
+        model->per_layer_proj_norm = bind_norm(plan, -1, "per_layer_projection_norm");
+        for (uint32_t i = 0; i < model->config.layer_count; i++)
+            bind_layer(plan, (int)i, &model->layers[i]);
+    }
+    free(plan);
+    return model;
 }

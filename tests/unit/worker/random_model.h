@@ -16,6 +16,8 @@
 #include <stdint.h>
 #include "common/status.h"
 
+struct model;                      /* worker/engine/model/model.h */
+
 #define RANDOM_MODEL_PATH_MAX 512
 
 /* Activation schemes. Where a matrix cannot have one (rotated: columns not a multiple of 128, or the embedding), it is dynamic. */
@@ -51,6 +53,7 @@ struct random_model {
     uint32_t per_layer_input;
     bool no_qk_norm, v_norm, sandwich_norm;
     bool consumers_double;         /* layers without K and V of their own have twice the intermediate_size */
+    bool repeated;                 /* a matrix is its first MiB again and again: gigabytes are there at once */
 };
 
 /* MQA, 4 heads of 32, LLGLLG, shared KV (0,0,2,3,3,2), window 24, vocabulary 512, context 2048, silu. */
@@ -73,6 +76,9 @@ const char *random_recipe_name(enum random_recipe recipe);
 
 /* Writes config.json, model.safetensors and perhaps tokenizer.model into dir, which exists. */
 enum status random_model_write(const struct random_model *shape, const char *dir);
+
+/* The model that model_load makes of these files, without files and without a digest; model_destroy takes it. NULL: no memory. */
+struct model *random_model_make(const struct random_model *shape);
 
 /* Makes a fresh folder, writes into it and puts its path into dir. */
 enum status random_model_create(const struct random_model *shape, char dir[RANDOM_MODEL_PATH_MAX]);

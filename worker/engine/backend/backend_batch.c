@@ -2,6 +2,15 @@
 #include "worker/engine/backend/backend.h"
 #include "worker/engine/model/model_config.h"
 
+#define LOG2_E 0x1.715476p+0f     /* log2(e) rounded to float32 */
+
+struct batch_constants batch_constants(const struct model_config *model)
+{
+    return (struct batch_constants){.score_scale = model->attention_scale * LOG2_E,
+                                    .per_layer_in = (float)(1.0 / __builtin_sqrt((double)model->hidden_size)),
+                                    .per_layer_embed = (float)__builtin_sqrt((double)model->per_layer_input)};
+}
+
 enum status batch_check_config(const struct backend_config *config)
 {
     if (config->rows_max < 1 || config->rows_max > BACKEND_ROWS_MAX)
@@ -32,7 +41,9 @@ static enum status check_run(const struct model_config *model, const struct back
     if (run->start > model->context_tokens_max || run->count > model->context_tokens_max - run->start)
         return STATUS_FAIL(STATUS_LIMIT, "%u tokens from position %u are beyond the context of %u", run->count, run->start,
                            model->context_tokens_max);
-    if (run->logit_rows > run->count || (run->logit_rows && !run->logits))
+    if (run->sample && (run->logit_rows != 1 || run->logits))
+        return STATUS_FAIL(STATUS_INVALID, "a token is drawn behind one row, and that row has no logits");
+    if (run->logit_rows > run->count || (run->logit_rows && !run->logits && !run->sample))
         return STATUS_FAIL(STATUS_INVALID, "%u rows of logits from %u tokens", run->logit_rows, run->count);
     for (uint32_t i = 0; i < run->count; i++)
         if (run->tokens[i] >= model->vocab_size)

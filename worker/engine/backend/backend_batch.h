@@ -18,6 +18,13 @@ struct batch_span {                 /* the rows of one run */
     uint32_t start;                 /* absolute position of the first */
 };
 
+struct batch_constants {            /* of docs/numerics.md, sections 7 and 8: computed in double, rounded once */
+    float score_scale;              /* attention scale times log2(e) */
+    float per_layer_in, per_layer_embed;   /* 1/sqrt(hidden), sqrt(per_layer_input) */
+};
+struct batch_constants batch_constants(const struct model_config *model);
+#define BATCH_PER_LAYER_SUM 0x1.6a09e6p-1f /* 1/sqrt(2) rounded to float32 */
+
 /* STATUS_INVALID: rows_max or threads out of range. */
 enum status batch_check_config(const struct backend_config *config);
 

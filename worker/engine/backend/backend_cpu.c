@@ -5,8 +5,6 @@
 #include "worker/engine/backend/backend_cpu_internal.h"
 #include "worker/engine/backend/host_memory.h"
 
-#define LOG2_E 0x1.715476p+0f     /* log2(e) rounded to float32 */
-
 /* With base NULL only counts. */
 static void *carve(char *base, size_t *used, size_t bytes)
 {
@@ -104,6 +102,7 @@ static void cpu_destroy(struct backend **backend)
     struct backend *self = *backend;
     if (!self)
         return;
+    cpu_ranks_destroy(&self->ranks);
     copy_queue_destroy(&self->copies);
     thread_pool_destroy(&self->pool);
     host_arena_destroy(&self->memory);
@@ -111,7 +110,7 @@ static void cpu_destroy(struct backend **backend)
     *backend = NULL;
 }
 
-/* In double, rounded once; inside kernels_float_enter. */
+/* Inside kernels_float_enter. */
 static void make_constants(struct backend *self)
 {
     const struct model_config *config = &self->model->config;
@@ -122,9 +121,7 @@ static void make_constants(struct backend *self)
         rope_frequencies(&rope, self->groups[type].frequency);
         cpu_group_layout(&self->groups[type], attention);
     }
-    self->score_scale = config->attention_scale * LOG2_E;
-    self->per_layer_in = (float)(1.0 / __builtin_sqrt((double)config->hidden_size));
-    self->per_layer_embed = (float)__builtin_sqrt((double)config->per_layer_input);
+    self->constants = batch_constants(config);
 }
 
 static enum status cpu_create(const struct model *model, const struct backend_config *config, struct backend **out)
@@ -160,9 +157,8 @@ const char *backend_cpu_isa(const struct backend *backend)
     return backend->kernels->isa;
 }
 
-static enum status cpu_forward(struct backend *self, const struct backend_batch *batch, uint32_t *failed_run)
+enum status cpu_compute(struct backend *self, const struct backend_batch *batch, uint32_t *failed_run)
 {
-    TRY(batch_check(&self->model->config, &self->config, batch));
     self->span_count = batch->run_count;
     self->rows = batch_spans(batch, self->spans);
     for (uint32_t i = 0; i < batch->run_count; i++)
@@ -175,6 +171,12 @@ static enum status cpu_forward(struct backend *self, const struct backend_batch 
     if (st == STATUS_CORRUPT && failed_run)
         *failed_run = self->failed_run;
     return st;
+}
+
+static enum status cpu_forward(struct backend *self, const struct backend_batch *batch, uint32_t *failed_run)
+{
+    TRY(batch_check(&self->model->config, &self->config, batch));
+    return cpu_compute(self, batch, failed_run);
 }
 
 static enum status cpu_arena_create(struct backend *self, enum backend_tier tier, size_t bytes, void **base)
@@ -206,6 +208,7 @@ static void cpu_copy_wait(struct backend *self, uint64_t ticket)
 
 const struct backend_ops backend_cpu_ops = {
     .name = "cpu",
+    .bits = "cpu",
     .create = cpu_create,
     .destroy = cpu_destroy,
     .page_bytes = cpu_page_bytes,

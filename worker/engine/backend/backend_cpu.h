@@ -1,4 +1,4 @@
-/* backend_cpu.h - what backend_cpu_ops cannot say; for tests, benchmarks and --version output. */
+/* backend_cpu.h - what backend_cpu_ops cannot say: for tests, benchmarks and --version output. As one of several ranks: rank.h. */
 #ifndef ROOST_WORKER_ENGINE_BACKEND_CPU_H
 #define ROOST_WORKER_ENGINE_BACKEND_CPU_H
 

@@ -3,6 +3,7 @@
  *   backend_cpu_layers.c   the order of docs/numerics.md, section 8
  *   backend_cpu_linear.c   work over rows, input rows as integers, matrices
  *   backend_cpu_kv.c       pages: layout, storing, attention, prefixes
+ *   backend_cpu_ranks.c    one of several ranks: slices of matrices, rows of the own conversations, and what is told to the others
  * Everything runs on the caller's thread and the pool's; between two operations all of them have stopped. */
 #ifndef ROOST_WORKER_ENGINE_BACKEND_CPU_INTERNAL_H
 #define ROOST_WORKER_ENGINE_BACKEND_CPU_INTERNAL_H
@@ -18,6 +19,7 @@
 #include "worker/engine/model/model.h"
 
 struct copy_queue;
+struct cpu_ranks;                  /* backend_cpu_ranks.c */
 
 #define CPU_HEAD_SLICE 256u        /* outputs of the head that one thread computes at a time */
 #define CPU_ATTENTION_ROWS 32u     /* rows of one piece of attention */
@@ -57,8 +59,7 @@ struct backend {
     struct copy_queue *copies;     /* owned */
     struct cpu_group groups[MODEL_LAYER_TYPES];
     size_t widest;                 /* row that any matrix reads */
-    float score_scale;             /* attention scale times log2(e) */
-    float per_layer_in, per_layer_embed;   /* 1/sqrt(hidden), sqrt(per_layer_input) */
+    struct batch_constants constants;
 
     void *memory;                  /* owned: all of the following */
     float *x, *h;                  /* (rows, hidden) */
@@ -77,9 +78,14 @@ struct backend {
     struct cpu_piece *pieces;      /* its attention */
     uint32_t span_count, rows, piece_count;
 
+    struct cpu_ranks *ranks;       /* owned; NULL: alone */
     atomic_uint bad_row;           /* the first that met a NaN or infinity; UINT32_MAX: none */
     uint32_t failed_run;
 };
+
+/* ---- backend_cpu.c ---- */
+
+enum status cpu_compute(struct backend *self, const struct backend_batch *batch, uint32_t *failed_run);    /* a checked batch */
 
 /* ---- backend_cpu_linear.c ---- */
 
@@ -89,6 +95,8 @@ typedef bool cpu_row_fn(struct backend *self, const void *job, uint32_t row, uin
 bool cpu_splits(const struct backend *self, uint64_t products);
 /* work for every index below count, on all threads where the products of all of them are worth it. */
 void cpu_share(struct backend *self, uint64_t products, uint32_t count, thread_pool_fn *work, void *context);
+struct cpu_range { uint32_t first, count; };   /* of rows */
+void cpu_work_rows(struct backend *self, struct cpu_range range, cpu_row_fn *work, const void *job, size_t cost);
 /* work for every row, split over the threads if rows times cost (in elements) is worth it. STATUS_CORRUPT names what and layer. */
 enum status cpu_each_row(struct backend *self, cpu_row_fn *work, const void *job, size_t cost, const char *what, uint32_t layer);
 void cpu_note_bad_row(struct backend *self, uint32_t row);
@@ -101,6 +109,37 @@ enum status cpu_project(struct backend *self, const struct model_matrix *matrix,
                         uint32_t layer);
 /* The output head into the runs' logits. */
 enum status cpu_project_logits(struct backend *self);
+enum status cpu_prepare_input(struct backend *self, const struct model_matrix *matrix, const char *what, uint32_t layer);
+struct cpu_block {                 /* of a matrix product: rows of the input and outputs of the matrix */
+    uint32_t row_first, row_count;
+    size_t first, count;
+    bool accumulate;
+    float *out;                    /* (row_count, count) of it, out_stride apart */
+    size_t out_stride;
+};
+void cpu_multiply(struct backend *self, const struct model_matrix *matrix, const struct cpu_block *block);   /* shared by the threads */
+
+/* ---- backend_cpu_ranks.c; alone each is what its name says without "own", "home" or "slice" ---- */
+
+/* Rows whose conversations live here. */
+struct cpu_range cpu_own_rows(const struct backend *self);
+bool cpu_is_own(const struct backend *self, uint32_t run_index);
+/* work for every own row. A bad row is told to the others at the end of the pass. */
+enum status cpu_each_own_row(struct backend *self, cpu_row_fn *work, const void *job, size_t cost, const char *what, uint32_t layer);
+/* Whole outputs of the own rows: K and V. */
+enum status cpu_project_own(struct backend *self, const struct model_matrix *matrix, float *out, const char *what, uint32_t layer);
+/* Every rank its outputs of all rows; each rank gets whole outputs of its own rows: Q. */
+enum status cpu_project_home(struct backend *self, const struct model_matrix *matrix, float *out, const char *what, uint32_t layer);
+/* cpu_project, and the logits, with several ranks. */
+enum status cpu_ranks_project(struct backend *self, const struct model_matrix *matrix, bool accumulate, float *out, const char *what,
+                              uint32_t layer);
+enum status cpu_ranks_logits(struct backend *self);
+/* gate = activation(gate_proj) * up_proj: every rank its outputs, told once they are multiplied. */
+typedef void cpu_gate_fn(const struct backend *self, float *gate, const float *up, size_t count);
+enum status cpu_ranks_gate(struct backend *self, const struct model_layer *layer, cpu_gate_fn *gate, uint32_t index);
+/* The rows of self->attended from the ranks that own them. */
+enum status cpu_gather_attended(struct backend *self, size_t width);
+void cpu_ranks_destroy(struct cpu_ranks **ranks);            /* accepts NULL */
 
 /* ---- backend_cpu_kv.c ---- */
 

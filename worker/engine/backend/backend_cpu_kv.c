@@ -91,7 +91,7 @@ void cpu_plan_attention(struct backend *self)
 {
     self->piece_count = 0;
     for (uint32_t s = 0; s < self->span_count; s++)
-        for (uint32_t first = 0; first < self->spans[s].count; first += CPU_ATTENTION_ROWS) {
+        for (uint32_t first = 0; first < self->spans[s].count && cpu_is_own(self, self->spans[s].run_index); first += CPU_ATTENTION_ROWS) {
             uint32_t left = self->spans[s].count - first;
             self->pieces[self->piece_count++] =
                 (struct cpu_piece){s, first, left < CPU_ATTENTION_ROWS ? left : CPU_ATTENTION_ROWS};
@@ -122,7 +122,7 @@ static void attend_part(void *context, uint32_t index, uint32_t thread)
         .q = self->q_int8 + row * heads * dim, .q_scale = self->q_scale + row * heads, .rows = piece->count,
         .heads = heads, .kv_heads = geometry->kv_head_count, .dim = dim, .head_first = head_first, .head_count = head_end - head_first,
         .start = span->start + piece->first, .window = type == MODEL_LAYER_LOCAL ? geometry->window : 0,
-        .sinks = type == MODEL_LAYER_LOCAL ? geometry->sinks : 0, .score_scale = self->score_scale, .pages = span->run->pages[type],
+        .sinks = type == MODEL_LAYER_LOCAL ? geometry->sinks : 0, .score_scale = self->constants.score_scale, .pages = span->run->pages[type],
         .k_offset = slot, .v_offset = slot + layout->plane_bytes, .k_scale_offset = slot + 2 * layout->plane_bytes,
         .v_scale_offset = slot + 2 * layout->plane_bytes + layout->scale_bytes, .out = self->attended + row * heads * dim,
         .scratch = self->scratch[thread].attention};
@@ -136,6 +136,8 @@ static uint64_t attention_products(const struct backend *self, enum model_layer_
     uint64_t keys = 0;
     for (uint32_t s = 0; s < self->span_count; s++) {
         const struct batch_span *span = &self->spans[s];
+        if (!cpu_is_own(self, span->run_index))
+            continue;
         uint32_t behind = span->start + span->count, seen = geometry->window + geometry->sinks;
         keys += (uint64_t)span->count * (type == MODEL_LAYER_LOCAL && seen < behind ? seen : behind);
     }
@@ -146,7 +148,7 @@ void cpu_attend(struct backend *self, uint32_t layer)
 {
     uint32_t heads = self->model->config.head_count, wanted = 2 * self->config.threads, parts = 1;
     uint64_t products = attention_products(self, self->model->config.layer_types[layer]);
-    if (cpu_splits(self, products) && self->piece_count < wanted) {
+    if (cpu_splits(self, products) && self->piece_count > 0 && self->piece_count < wanted) {
         parts = (wanted + self->piece_count - 1) / self->piece_count;
         parts = parts < heads ? parts : heads;
     }

@@ -8,7 +8,6 @@
 #include <string.h>
 #include "worker/engine/backend/backend_cpu_internal.h"
 
-#define PER_LAYER_SUM 0x1.6a09e6p-1f      /* 1/sqrt(2) rounded to float32 */
 #define GATE_COST 8u                      /* an activation beside a plain element */
 
 static bool norm(const struct backend *self, const float *x, const float *weight, size_t rows, size_t columns, float *out)
@@ -43,13 +42,13 @@ static bool per_layer_row(struct backend *self, const void *job, uint32_t row, u
     for (size_t layer = 0; layer < layers; layer++) {
         float *f = self->per_layer + (row * layers + layer) * width;
         for (size_t i = 0; i < width; i++)
-            f[i] = f[i] * self->per_layer_in;
+            f[i] = f[i] * self->constants.per_layer_in;
         if (!norm(self, f, model->per_layer_proj_norm, 1, width, f))
             return false;
         self->kernels->dequantize_row((const int8_t *)embedding->weight + (tokens[row] * layers + layer) * width,
                                       embedding->scale[tokens[row] * layers + layer], width, looked_up);
         for (size_t i = 0; i < width; i++)
-            f[i] = (f[i] + looked_up[i] * self->per_layer_embed) * PER_LAYER_SUM;
+            f[i] = (f[i] + looked_up[i] * self->constants.per_layer_embed) * BATCH_PER_LAYER_SUM;
     }
     return true;
 }
@@ -184,10 +183,10 @@ static enum status start(struct backend *self, const uint32_t *tokens)
 static enum status produce_kv(struct backend *self, uint32_t index)
 {
     const struct model_layer *layer = &self->model->layers[index];
-    TRY(cpu_project(self, &layer->k_proj, false, self->kv, "the input", index));
-    TRY(cpu_each_row(self, kv_row, &(struct kv_job){index, false}, 2 * layer->k_proj.rows, "K", index));
-    TRY(cpu_project(self, &layer->v_proj, false, self->kv, "the input", index));
-    return cpu_each_row(self, kv_row, &(struct kv_job){index, true}, 2 * layer->v_proj.rows, "V", index);
+    TRY(cpu_project_own(self, &layer->k_proj, self->kv, "the input", index));
+    TRY(cpu_each_own_row(self, kv_row, &(struct kv_job){index, false}, 2 * layer->k_proj.rows, "K", index));
+    TRY(cpu_project_own(self, &layer->v_proj, self->kv, "the input", index));
+    return cpu_each_own_row(self, kv_row, &(struct kv_job){index, true}, 2 * layer->v_proj.rows, "V", index);
 }
 
 static void move_rows(float *rows, size_t columns, uint32_t to, uint32_t from, uint32_t count)
@@ -226,9 +225,10 @@ static enum status attend(struct backend *self, uint32_t index)
 {
     const struct model_layer *layer = &self->model->layers[index];
     size_t width = layer->q_proj.rows;
-    TRY(cpu_project(self, &layer->q_proj, false, self->q, "the input", index));
-    TRY(cpu_each_row(self, q_row, &index, 2 * width, "Q", index));
+    TRY(cpu_project_home(self, &layer->q_proj, self->q, "the input", index));
+    TRY(cpu_each_own_row(self, q_row, &index, 2 * width, "Q", index));
     cpu_attend(self, index);
+    TRY(cpu_gather_attended(self, width));
     cpu_set_input(self, self->attended, width);
     if (!layer->attention_norm)
         return cpu_project(self, &layer->o_proj, true, self->x, "the attention", index);
@@ -242,9 +242,13 @@ static enum status feed_forward(struct backend *self, uint32_t index)
     size_t hidden = self->model->config.hidden_size, inner = layer->gate_proj.rows;
     TRY(cpu_each_row(self, norm_row, layer->mlp_norm, hidden, "the attention's output", index));
     cpu_set_input(self, self->h, hidden);
-    TRY(cpu_project(self, &layer->gate_proj, false, self->gate, "the attention's output", index));
-    TRY(cpu_project(self, &layer->up_proj, false, self->up, "the attention's output", index));
-    TRY(cpu_each_row(self, gate_row, &index, GATE_COST * inner, "the activation", index));
+    if (self->ranks) {
+        TRY(cpu_ranks_gate(self, layer, gate, index));
+    } else {
+        TRY(cpu_project(self, &layer->gate_proj, false, self->gate, "the attention's output", index));
+        TRY(cpu_project(self, &layer->up_proj, false, self->up, "the attention's output", index));
+        TRY(cpu_each_row(self, gate_row, &index, GATE_COST * inner, "the activation", index));
+    }
     cpu_set_input(self, self->gate, inner);
     if (!layer->mlp_result_norm)
         return cpu_project(self, &layer->down_proj, true, self->x, "the activation", index);

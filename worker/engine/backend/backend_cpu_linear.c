@@ -45,25 +45,30 @@ struct row_job {
     struct backend *self;
     cpu_row_fn *work;
     const void *job;
-    uint32_t blocks;
+    uint32_t first, count, blocks;
 };
 
 static void row_block(void *context, uint32_t index, uint32_t thread)
 {
     const struct row_job *job = context;
     struct backend *self = job->self;
-    uint32_t end = (uint32_t)((uint64_t)self->rows * (index + 1) / job->blocks);
-    for (uint32_t row = (uint32_t)((uint64_t)self->rows * index / job->blocks); row < end; row++)
+    uint32_t end = job->first + (uint32_t)((uint64_t)job->count * (index + 1) / job->blocks);
+    for (uint32_t row = job->first + (uint32_t)((uint64_t)job->count * index / job->blocks); row < end; row++)
         if (!job->work(self, job->job, row, thread))
             cpu_note_bad_row(self, row);
 }
 
+void cpu_work_rows(struct backend *self, struct cpu_range range, cpu_row_fn *work, const void *job, size_t cost)
+{
+    struct row_job rows = {.self = self, .work = work, .job = job, .first = range.first, .count = range.count, .blocks = 1};
+    if (self->config.threads > 1 && range.count * cost > SPLIT_ELEMENTS)
+        rows.blocks = range.count < 4 * self->config.threads ? range.count : 4 * self->config.threads;
+    thread_pool_run(self->pool, rows.blocks, row_block, &rows);
+}
+
 enum status cpu_each_row(struct backend *self, cpu_row_fn *work, const void *job, size_t cost, const char *what, uint32_t layer)
 {
-    struct row_job rows = {.self = self, .work = work, .job = job, .blocks = 1};
-    if (self->config.threads > 1 && self->rows * cost > SPLIT_ELEMENTS)
-        rows.blocks = self->rows < 4 * self->config.threads ? self->rows : 4 * self->config.threads;
-    thread_pool_run(self->pool, rows.blocks, row_block, &rows);
+    cpu_work_rows(self, (struct cpu_range){0, self->rows}, work, job, cost);
     return cpu_check_rows(self, what, layer);
 }
 
@@ -97,7 +102,7 @@ static bool quantize_row(struct backend *self, const void *job, uint32_t row, ui
     }
 }
 
-static enum status prepare_input(struct backend *self, const struct model_matrix *matrix, const char *what, uint32_t layer)
+enum status cpu_prepare_input(struct backend *self, const struct model_matrix *matrix, const char *what, uint32_t layer)
 {
     struct cpu_input *input = &self->inputs[matrix->scheme];
     if (input->ready && (matrix->scheme != MODEL_SCHEME_STATIC || input->static_scale == matrix->input_scale))
@@ -108,45 +113,56 @@ static enum status prepare_input(struct backend *self, const struct model_matrix
     return STATUS_OK;
 }
 
-/* Outputs [first, first + count) of the matrix. */
-static void multiply(struct backend *self, const struct model_matrix *matrix, size_t first, size_t count, bool accumulate, float *out,
-                     size_t out_stride, uint32_t thread)
+static void multiply(struct backend *self, const struct model_matrix *matrix, const struct cpu_block *block, uint32_t thread)
 {
     const struct cpu_input *input = &self->inputs[matrix->scheme];
+    const size_t at = block->row_first * (size_t)matrix->columns;
     struct gemm_int8 gemm = {
-        .a = input->a, .a_low = matrix->scheme == MODEL_SCHEME_WIDE ? input->a_low : NULL, .a_scale = input->scale,
-        .w = (const int8_t *)matrix->weight + first * matrix->columns, .w_scale = matrix->scale + first, .rows = self->rows,
-        .outputs = count, .depth = matrix->columns, .out = out, .out_stride = out_stride, .accumulate = accumulate,
-        .scratch = self->scratch[thread].gemm};
+        .a = input->a + at, .a_low = matrix->scheme == MODEL_SCHEME_WIDE ? input->a_low + at : NULL, .a_scale = input->scale + block->row_first,
+        .w = (const int8_t *)matrix->weight + block->first * matrix->columns, .w_scale = matrix->scale + block->first,
+        .rows = block->row_count, .outputs = block->count, .depth = matrix->columns, .out = block->out, .out_stride = block->out_stride,
+        .accumulate = block->accumulate, .scratch = self->scratch[thread].gemm};
     self->kernels->gemm_int8(&gemm);
 }
 
-struct project_job {
+struct multiply_job {
     struct backend *self;
     const struct model_matrix *matrix;
-    bool accumulate;
-    float *out;
+    const struct cpu_block *block;
     uint32_t slices;
 };
 
-static void project_slice(void *context, uint32_t index, uint32_t thread)
+static void multiply_slice(void *context, uint32_t index, uint32_t thread)
 {
-    const struct project_job *job = context;
-    size_t outputs = job->matrix->rows, first = outputs * index / job->slices / SLICE_STEP * SLICE_STEP;
-    size_t end = index + 1 == job->slices ? outputs : outputs * (index + 1) / job->slices / SLICE_STEP * SLICE_STEP;
-    multiply(job->self, job->matrix, first, end - first, job->accumulate, job->out + first, outputs, thread);
+    const struct multiply_job *job = context;
+    struct cpu_block block = *job->block;
+    size_t first = block.count * index / job->slices / SLICE_STEP * SLICE_STEP;
+    size_t end = index + 1 == job->slices ? block.count : block.count * (index + 1) / job->slices / SLICE_STEP * SLICE_STEP;
+    block.out += first;
+    block.first += first;
+    block.count = end - first;
+    multiply(job->self, job->matrix, &block, thread);
+}
+
+void cpu_multiply(struct backend *self, const struct model_matrix *matrix, const struct cpu_block *block)
+{
+    struct multiply_job job = {.self = self, .matrix = matrix, .block = block, .slices = 1};
+    if (cpu_splits(self, (uint64_t)block->row_count * block->count * matrix->columns)) {
+        uint32_t most = (uint32_t)((block->count + SLICE_OUTPUTS - 1) / SLICE_OUTPUTS);
+        job.slices = most < 2 * self->config.threads ? most : 2 * self->config.threads;
+    }
+    if (block->row_count > 0 && block->count > 0)
+        thread_pool_run(self->pool, job.slices, multiply_slice, &job);
 }
 
 enum status cpu_project(struct backend *self, const struct model_matrix *matrix, bool accumulate, float *out, const char *what,
                         uint32_t layer)
 {
-    TRY(prepare_input(self, matrix, what, layer));
-    struct project_job job = {.self = self, .matrix = matrix, .accumulate = accumulate, .out = out, .slices = 1};
-    if (cpu_splits(self, (uint64_t)self->rows * matrix->rows * matrix->columns)) {
-        uint32_t most = (matrix->rows + SLICE_OUTPUTS - 1) / SLICE_OUTPUTS;
-        job.slices = most < 2 * self->config.threads ? most : 2 * self->config.threads;
-    }
-    thread_pool_run(self->pool, job.slices, project_slice, &job);
+    if (self->ranks)
+        return cpu_ranks_project(self, matrix, accumulate, out, what, layer);
+    TRY(cpu_prepare_input(self, matrix, what, layer));
+    cpu_multiply(self, matrix, &(struct cpu_block){.row_count = self->rows, .count = matrix->rows, .accumulate = accumulate, .out = out,
+                                                   .out_stride = matrix->rows});
     return STATUS_OK;
 }
 
@@ -157,7 +173,8 @@ static void logits_slice(void *context, uint32_t index, uint32_t thread)
     size_t first = (size_t)index * CPU_HEAD_SLICE, left = config->vocab_size - first;
     size_t count = left < CPU_HEAD_SLICE ? left : CPU_HEAD_SLICE;
     float *out = self->scratch[thread].head;
-    multiply(self, &self->model->embedding, first, count, false, out, count, thread);
+    const struct cpu_block block = {.row_count = self->rows, .first = first, .count = count, .out = out, .out_stride = count};
+    multiply(self, &self->model->embedding, &block, thread);
     for (uint32_t s = 0; s < self->span_count; s++)
         for (uint32_t i = 0; i < self->spans[s].count; i++, out += count) {
             if (!self->kernels->all_finite(out, count))
@@ -171,8 +188,10 @@ static void logits_slice(void *context, uint32_t index, uint32_t thread)
 enum status cpu_project_logits(struct backend *self)
 {
     const struct model_config *config = &self->model->config;
+    if (self->ranks)
+        return cpu_ranks_logits(self);
     uint32_t last = config->layer_count - 1, slices = (config->vocab_size + CPU_HEAD_SLICE - 1) / CPU_HEAD_SLICE;
-    TRY(prepare_input(self, &self->model->embedding, "the output", last));
+    TRY(cpu_prepare_input(self, &self->model->embedding, "the output", last));
     cpu_share(self, (uint64_t)self->rows * config->vocab_size * config->hidden_size, slices, logits_slice, self);
     return cpu_check_rows(self, "the logits", last);
 }

@@ -741,6 +741,7 @@ static void float_copy_wait(struct backend *self, uint64_t ticket)
 
 const struct backend_ops backend_float_ops = {
     .name = "float",
+    .bits = "float",
     .create = float_create,
     .destroy = float_destroy,
     .page_bytes = float_page_bytes,

@@ -389,6 +389,7 @@ static void simulate_copy_wait(struct backend *self, uint64_t ticket)
 
 const struct backend_ops backend_simulate_ops = {
     .name = "simulate",
+    .bits = "simulate",
     .create = simulate_create,
     .destroy = simulate_destroy,
     .page_bytes = simulate_page_bytes,

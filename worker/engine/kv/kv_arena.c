@@ -118,7 +118,10 @@ enum status kv_arena_create(struct kv_arena *arena, uint64_t bytes)
         extent_link(arena, i);
     }
     void *base = NULL;
-    TRY(arena->ops->arena_create(arena->backend, arena->tier, arena->bytes, &base));
+    if (arena->home > 0 && arena->tier == BACKEND_TIER_DEVICE)
+        TRY(arena->ops->arena_create_at(arena->backend, arena->home, arena->bytes, &base));
+    else
+        TRY(arena->ops->arena_create(arena->backend, arena->tier, arena->bytes, &base));
     arena->base = base;
     return STATUS_OK;
 }

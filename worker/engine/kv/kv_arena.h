@@ -32,6 +32,7 @@ struct kv_arena {
     const struct backend_ops *ops;   /* ref */
     struct backend *backend;         /* ref */
     enum backend_tier tier;
+    uint32_t home;                   /* device tier: of backend_ops.arena_create_at */
     uint8_t *base;
     struct kv_arena_layout layout;
     uint64_t page_bytes[BACKEND_GROUPS_MAX];
@@ -50,7 +51,7 @@ uint64_t kv_arena_extents(const struct kv_arena_layout *layout, const uint64_t p
 /* Bytes for pages of either group that may still be wanted, in any mix, beside the pages held: see kv_cache_room. */
 uint64_t kv_arena_room(const struct kv_arena_layout *layout, uint64_t extent_count, const uint64_t held[BACKEND_GROUPS_MAX]);
 
-/* arena->ops, backend, tier and page_bytes are set. bytes 0: an arena without pages. */
+/* arena->ops, backend, tier, home and page_bytes are set. bytes 0: an arena without pages. */
 enum status kv_arena_create(struct kv_arena *arena, uint64_t bytes);
 void kv_arena_destroy(struct kv_arena *arena);       /* copes with a zeroed one */
 

@@ -39,6 +39,17 @@ uint64_t kv_cache_need(const struct kv_cache *cache, const struct kv_sequence *s
     return need(&cache->config, tokens, has);
 }
 
+uint64_t kv_cache_promised(const struct kv_cache *cache)
+{
+    uint64_t bytes = 0;
+    for (uint32_t s = 0; s < cache->config.open_max; s++) {
+        const struct kv_sequence *sequence = cache->sequences[s];
+        if (sequence != NULL && sequence->prompt_tokens > (sequence->suspended ? 0 : sequence->tokens))
+            bytes += kv_cache_need(cache, sequence, sequence->prompt_tokens);
+    }
+    return bytes;
+}
+
 uint64_t kv_cache_room(const struct kv_cache *cache)
 {
     const struct kv_arena *arena = &cache->arenas[DEVICE];
@@ -59,6 +70,12 @@ uint64_t kv_cache_formula(const struct kv_cache_config *config, uint32_t tokens,
     bytes[0] = kv_blocks(tokens) * (uint64_t)config->groups[0].page_bytes;
     bytes[1] = local * config->groups[1].page_bytes;
     return bytes[0] + bytes[1];
+}
+
+uint64_t kv_cache_prompt_bytes(const struct kv_cache *cache, uint32_t tokens)
+{
+    uint64_t bytes[BACKEND_GROUPS_MAX];
+    return kv_cache_formula(&cache->config, tokens, NULL, 0, bytes);
 }
 
 /* ---- life ---- */
@@ -142,7 +159,8 @@ enum status kv_cache_create(const struct kv_cache_config *config, struct kv_cach
     cache->blocks_max = kv_blocks(config->sequence_tokens_max);
     cache->sink_blocks = config->groups[1].page_bytes > 0 ? kv_blocks(config->groups[1].sinks) : 0;
     for (uint32_t tier = 0; tier < BACKEND_TIERS; tier++) {
-        cache->arenas[tier] = (struct kv_arena){.ops = config->ops, .backend = config->backend, .tier = (enum backend_tier)tier};
+        cache->arenas[tier] = (struct kv_arena){.ops = config->ops, .backend = config->backend, .tier = (enum backend_tier)tier,
+                                                .home = config->home};
         for (uint32_t g = 0; g < BACKEND_GROUPS_MAX; g++)
             cache->arenas[tier].page_bytes[g] = config->groups[g].page_bytes;
         TRY_GOTO(kv_arena_create(&cache->arenas[tier], tier == DEVICE ? config->device_bytes : config->host_bytes), st, fail);

@@ -89,6 +89,7 @@ struct kv_cache_config {
     uint32_t chunk_tokens_max;       /* tokens reserved ahead of those counted, at most */
     uint32_t rewind_tokens;          /* R */
     uint32_t snapshots_max;          /* 0 .. 8 */
+    uint32_t home;                   /* where its device memory is (backend_ops.arena_create_at); 0 for most backends */
     kv_fate_fn *on_fate;             /* NULL: nobody asks */
     void *fate_user;
     uint64_t hash_mask;              /* 0: the whole hash. Tests force collisions with a few bits */
@@ -119,6 +120,10 @@ void kv_cache_destroy(struct kv_cache **cache);      /* accepts NULL; open seque
 
 /* What open would find, without opening; changes nothing (no LRU either). */
 uint32_t kv_cache_match(const struct kv_cache *cache, const struct kv_prompt *prompt);
+
+/* The prompt will be computed and kept elsewhere: drops what is kept of it here, as keeping it here would have (a kept path that is a
+ * beginning of it; what others share stays). */
+void kv_cache_let_go(struct kv_cache *cache, const struct kv_prompt *prompt);
 
 /* Opens a sequence for a prompt, sharing the longest match. Pages that are only on the host start to come back: the
  * sequence is ready when they have. STATUS_INVALID: count is 0 or over the limit, ends not ascending. STATUS_LIMIT: open_max.
@@ -151,12 +156,14 @@ enum status kv_cache_resume(struct kv_cache *cache, struct kv_sequence *sequence
  * (0: none). *sequence becomes NULL. label (NULL: none; KV_CACHE_LABEL_BYTES) names the path from now on, and no other: its fate is told as
  * on_fate. */
 void kv_cache_keep(struct kv_cache *cache, struct kv_sequence **sequence, uint32_t prompt_tokens, const uint8_t *label);
+void kv_cache_unlabel(struct kv_cache *cache, const uint8_t *label);               /* untold; copes with one that no path has */
 bool kv_cache_labelled(const struct kv_cache *cache, const uint8_t *label);        /* some path has it */
 void kv_cache_drop(struct kv_cache *cache, struct kv_sequence **sequence);
 
 void kv_cache_forget(struct kv_cache *cache);        /* drops everything that is not open */
 
 uint32_t kv_sequence_tokens(const struct kv_sequence *sequence);           /* counted: matched and appended */
+struct kv_cache *kv_sequence_cache(const struct kv_sequence *sequence);    /* the one it was opened in */
 uint32_t kv_sequence_matched(const struct kv_sequence *sequence);          /* what open found */
 /* As backend_run.pages[group]; valid until the next call that changes the cache. */
 void *const *kv_sequence_pages(const struct kv_sequence *sequence, uint32_t group);
@@ -166,6 +173,12 @@ void *const *kv_sequence_pages(const struct kv_sequence *sequence, uint32_t grou
 uint64_t kv_cache_room(const struct kv_cache *cache);
 /* Device bytes that a sequence still needs to grow to `tokens`; NULL, or one that is suspended: from nothing. */
 uint64_t kv_cache_need(const struct kv_cache *cache, const struct kv_sequence *sequence, uint32_t tokens);
+
+/* Device bytes of the pages of a path of `tokens` tokens, as far as its length says: all of group 0, W + R of group 1. */
+uint64_t kv_cache_prompt_bytes(const struct kv_cache *cache, uint32_t tokens);
+
+/* Device bytes that open sequences will still take to the ends of their prompts, suspended ones from nothing. */
+uint64_t kv_cache_promised(const struct kv_cache *cache);
 
 void kv_cache_counts(const struct kv_cache *cache, struct kv_cache_counts *out);
 /* Bytes that one kept conversation of `tokens` tokens with these message ends takes, by the formula (claims a and b); page bytes by group. */

@@ -59,6 +59,12 @@ void kv_label_settle(struct kv_cache *cache, const struct kv_node *node)
     }
 }
 
+void kv_cache_unlabel(struct kv_cache *cache, const uint8_t *name)
+{
+    if (kv_label_take_off(cache, name) != NULL)
+        recent_remove(cache->labels, name);
+}
+
 bool kv_cache_labelled(const struct kv_cache *cache, const uint8_t *name)
 {
     return recent_peek(cache->labels, name) != NULL;

@@ -79,6 +79,22 @@ uint32_t kv_cache_match(const struct kv_cache *cache, const struct kv_prompt *pr
     return check_prompt(cache, prompt) == STATUS_OK ? find_match(cache, prompt->root, prompt->ids, prompt->count - 1).tokens : 0;
 }
 
+void kv_cache_let_go(struct kv_cache *cache, const struct kv_prompt *prompt)
+{
+    if (check_prompt(cache, prompt) != STATUS_OK)
+        return;
+    const struct match match = find_match(cache, prompt->root, prompt->ids, prompt->count);
+    const uint32_t end = match.source != 0 ? match.source : match.tokens > 0 ? cache->path[match.tokens / KV_BLOCK - 1] : 0;
+    uint32_t next;
+    for (uint32_t at = end != 0 ? kv_node(cache, end)->records : 0; at != 0; at = next) {
+        next = cache->records[at].next;
+        if (cache->records[at].tokens > match.tokens || cache->records[at].state == KV_RECORD_PINNED)
+            continue;
+        kv_label_lose(cache, cache->records[at].label);
+        kv_record_drop(cache, at);
+    }
+}
+
 /* ---- life of the object ---- */
 
 static void sequence_free(struct kv_sequence *sequence)
@@ -792,6 +808,11 @@ enum status kv_cache_resume(struct kv_cache *cache, struct kv_sequence *sequence
 uint32_t kv_sequence_tokens(const struct kv_sequence *sequence)
 {
     return sequence->tokens;
+}
+
+struct kv_cache *kv_sequence_cache(const struct kv_sequence *sequence)
+{
+    return sequence->cache;
 }
 
 uint32_t kv_sequence_matched(const struct kv_sequence *sequence)

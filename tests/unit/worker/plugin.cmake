@@ -1,0 +1,21 @@
+# Opening backends: libraries that are plugins, and such that are not.
+foreach(name IN ITEMS good old stranger lacking)
+  add_library(plugin_${name} MODULE plugins/plugin_${name}.c)
+  target_link_libraries(plugin_${name} PRIVATE roost_flags)
+endforeach()
+# The same with a library that is not found when it is opened: it lies in no folder that is looked through.
+add_library(plugin_away SHARED plugins/plugin_stranger.c)
+set_target_properties(plugin_away PROPERTIES LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests/away)
+add_library(plugin_orphan MODULE plugins/plugin_lacking.c)
+target_link_libraries(plugin_orphan PRIVATE roost_flags plugin_away)
+set_target_properties(plugin_orphan PROPERTIES SKIP_BUILD_RPATH ON)
+
+roost_unit_test(NAME backend_load_test SOURCES backend_load_test.c LIBRARIES roost_model LABELS unit)
+roost_plugin_host(backend_load_test)
+add_dependencies(backend_load_test plugin_good plugin_old plugin_stranger plugin_lacking plugin_orphan)
+foreach(plugin IN ITEMS roost_cuda roost_cuda_emulated)
+  if(TARGET ${plugin})
+    add_dependencies(backend_load_test ${plugin})
+    target_compile_definitions(backend_load_test PRIVATE BUILT_${plugin})
+  endif()
+endforeach()
