@@ -135,15 +135,17 @@ static void pages_of_the_cpu_go_on(void **state)
         struct backend *cuda = backend_make(cuda_, model, NULL, CONFIG(false));
         struct both both;
         both_open(&both, model, cpu, cuda, 0);
-        uint32_t *tokens = malloc((LONG + 8) * sizeof *tokens);
-        tokens_fill(model, 3, tokens, LONG + 8);
+        uint32_t *tokens = malloc((LONG + 10) * sizeof *tokens);
+        tokens_fill(model, 3, tokens, LONG + 10);
         both.on_cpu.tokens = both.on_cuda.tokens = tokens;
         forward(&both.on_cpu, 0, LONG, NULL, 0);
         for (unsigned group = 0; group < BACKEND_GROUPS_MAX; group++)
             for (unsigned page = 0; model->config.producer_count[group] > 0 && page <= LONG / 64; page++)
                 session_page_put(&both.on_cuda, group, page, both.on_cpu.pages[group][page]);
         both_forward(&both, LONG, 1, 1, "decode behind a long context");
-        both_forward(&both, LONG + 1, 7, 2, "a chunk behind a long context");
+        both_forward(&both, LONG + 1, 1, 1, "a graph behind a long context");
+        both_forward(&both, LONG + 2, 7, 2, "a chunk behind a long context");      /* its partial results are more, and move */
+        both_forward(&both, LONG + 9, 1, 1, "decode behind a chunk");
         both_close(&both);
         free(tokens);
         cpu_->destroy(&cpu), cuda_->destroy(&cuda);

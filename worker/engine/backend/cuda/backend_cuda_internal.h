@@ -6,7 +6,8 @@
  *   backend_cuda_layers.c   the order of docs/numerics.md, section 8
  *   backend_cuda_graph.c    steps that look alike as CUDA graphs
  *   backend_cuda_ranks.c    one of several ranks: slices of matrices, rows of the own conversations, and what is told to the others
- * Everything runs on the caller's thread; copies may have a thread of their own (a follower's). Functions that put work on the stream return false once the device refuses; lost says why. */
+ * Everything runs on the caller's thread; copies may have a thread of their own (a follower's). Functions that put work on the stream return
+ * false once the device refuses; lost says so, and why the words. */
 #ifndef ROOST_WORKER_ENGINE_BACKEND_CUDA_INTERNAL_H
 #define ROOST_WORKER_ENGINE_BACKEND_CUDA_INTERNAL_H
 #include <stdatomic.h>
@@ -51,7 +52,6 @@ struct gpu_linear {                /* matrices that read the same rows, their ou
     uint32_t columns, depth;       /* depth: columns rounded up to 16 */
     uint32_t outputs, form_count, part_count;    /* with several ranks and sliced: of the own slices */
     uint32_t matrix_count, whole[GPU_PARTS_MAX]; /* outputs of each matrix on all ranks together */
-    bool sliced;
     struct gpu_form forms[GPU_PARTS_MAX];
     struct gpu_part parts[GPU_PARTS_MAX];
     float *scale;                  /* (outputs) */
@@ -107,7 +107,6 @@ struct gpu_shape {                 /* of a step: steps of one shape put the same
 };
 
 struct gpu_step {                  /* the batch at work */
-    const struct backend_batch *batch;
     struct gpu_shape shape;
     struct gpu_phase phases[GPU_PHASES];
     bool leave;                    /* phase 1 has fewer rows than phase 0: `wanted` says which */

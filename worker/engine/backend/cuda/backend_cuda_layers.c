@@ -10,7 +10,7 @@ _Static_assert((int)CUDA_ACTIVATION_SILU == (int)MODEL_ACTIVATION_SILU && (int)C
 
 /* ---- steps ---- */
 
-/* out = x normed; NULL: only the linear layer's integers are wanted. linear NULL: no integers. */
+/* x normed, as the integers that the linear layer reads. */
 static bool norm(struct backend *self, const float *x, const float *weight, const struct gpu_linear *linear, const struct gpu_phase *phase)
 {
     struct cuda_rows_int8 into[GPU_PARTS_MAX];
@@ -222,10 +222,9 @@ static bool run_layer(struct backend *self, uint32_t index, uint32_t *p)
         if (!keep_wanted(self))
             return false;
     }
-    if (layer->apart) {
-        if (!norm(self, self->x, layer->input_norm, &layer->late_q, phase) || !project_home(self, &layer->late_q, phase, self->wide))
-            return false;
-    }
+    if (layer->apart && (!norm(self, self->x, layer->input_norm, &layer->late_q, phase) ||
+                         !project_home(self, &layer->late_q, phase, self->wide)))
+        return false;
     return attend(self, index, q, produces && !layer->apart ? layer->in.outputs : q_width, phase, *p) &&
            (!self->ranks || gpu_ranks_gather_attended(self, phase, q_width)) && gpu_quantize(self, &layer->o, self->attended, phase) &&
            project_into_x(self, &layer->o, layer->attention_norm, phase) && feed_forward(self, layer, phase) &&

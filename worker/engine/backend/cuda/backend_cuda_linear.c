@@ -87,8 +87,7 @@ enum status gpu_linear_make(struct backend *self, const struct model_matrix *con
     void *scale;
     struct slice slices[GPU_PARTS_MAX];
     uint32_t first[GPU_PARTS_MAX];                /* matrix of a part */
-    *out = (struct gpu_linear){.columns = matrices[0]->columns, .depth = (matrices[0]->columns + 15) / 16 * 16, .matrix_count = count,
-                               .sliced = sliced};
+    *out = (struct gpu_linear){.columns = matrices[0]->columns, .depth = (matrices[0]->columns + 15) / 16 * 16, .matrix_count = count};
     for (uint32_t i = 0; i < count; i++) {
         const uint32_t form = find_form(out, matrices[i]);
         slices[i] = slice_of(self, matrices[i], sliced);

@@ -70,8 +70,7 @@ static bool stage(struct backend *self, void *to, const void *from, size_t bytes
 
 static bool unstage(struct backend *self, size_t sent, const void *from)
 {
-    return stage(self, self->ranks->host_part, from, sent, cudaMemcpyDeviceToHost) &&
-           wait_stream(self);
+    return stage(self, self->ranks->host_part, from, sent, cudaMemcpyDeviceToHost) && wait_stream(self);
 }
 
 static size_t sum(const struct backend *self, const size_t *bytes)

@@ -260,7 +260,6 @@ enum status gpu_step_make(struct backend *self, const struct backend_batch *batc
     struct gpu_step *step = &self->step;
     struct gpu_phase *all = &step->phases[0];
     uint32_t pages = 0;
-    step->batch = batch;
     step->shape = (struct gpu_shape){0};
     all->span_count = batch->run_count;
     all->rows = batch_spans(batch, all->runs);
