@@ -167,9 +167,8 @@ static const struct config_field fields[] = {
      .default_value = "2000",
      .min = 100,
      .max = 600000,
-     .help = "ms: a rank that makes a step take longer than this, and than 4 times the longest of the last 64, ends the "
-             "worker, so that others go on with its requests. A chunk of a prompt behind many short steps has to fit in: raise it "
-             "with chunk_tokens on slow machines"},
+     .help = "ms: a rank that makes a step take longer than this, and than 4 times the longest of the last 64 of about as "
+             "many tokens, ends the worker, so that others go on with its requests"},
     {.key = FIELD(queue_requests_max),
      .type = CONFIG_UINT,
      .default_value = "64",

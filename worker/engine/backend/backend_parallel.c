@@ -14,15 +14,12 @@
 #include "worker/engine/backend/parallel_group.h"
 #include "worker/engine/backend/parallel_wire.h"
 #include "worker/engine/backend/rank.h"
+#include "worker/engine/backend/step_patience.h"
 #include "worker/engine/model/model.h"
 
 #define ARENAS_MAX   64u
 #define TICKETS      4096u         /* copies under way, at most */
 #define LOAD_MS      600000u       /* for every rank to read its model, or to have an arena */
-#define FIRST_STEPS  8u            /* read weights from disk, too ... */
-#define FIRST_MS     10000u        /* ... and may take this long */
-#define STEP_TIMES   64u
-#define STEP_FACTOR  4u
 #define END_MS       2000u
 #define PAGE         4096u
 
@@ -56,7 +53,7 @@ struct backend {
     uint32_t *homes, *order;       /* (rows_max) order: the batch's index */
     uint8_t *message;
     size_t message_bytes, message_capacity;
-    uint32_t step_ms[STEP_TIMES];
+    struct step_patience patience;
     struct backend_parallel_counts counts;
 };
 
@@ -66,16 +63,6 @@ static struct rendezvous *meeting(const struct backend *self)
 }
 
 /* ---- telling ---- */
-
-static uint64_t patience(const struct backend *self)
-{
-    uint64_t longest = 0;
-    for (uint32_t i = 0; i < STEP_TIMES; i++)
-        longest = self->step_ms[i] > longest ? self->step_ms[i] : longest;
-    longest *= STEP_FACTOR;
-    longest = longest > self->group->step_ms_min ? longest : self->group->step_ms_min;
-    return self->counts.steps < FIRST_STEPS && longest < FIRST_MS ? FIRST_MS : longest;
-}
 
 static enum status tell(struct backend *self, enum parallel_message_kind kind, const void *data, size_t bytes, uint64_t deadline_ms)
 {
@@ -221,7 +208,8 @@ static void parallel_arena_destroy(struct backend *self, enum backend_tier tier,
         return;
     const struct parallel_arena told = {.base = (uintptr_t)arena->base, .bytes = arena->bytes};
     if (arena->tier == BACKEND_TIER_HOST || arena->home > 0)
-        (void)tell(self, PARALLEL_ARENA_GONE, &told, sizeof told, clock_now_ms() + patience(self));   /* a lost group has lost it anyhow */
+        (void)tell(self, PARALLEL_ARENA_GONE, &told, sizeof told,     /* a lost group has lost it anyhow */
+                   clock_now_ms() + step_patience_ms(&self->patience, 1));
     release(self, arena);
     *arena = (struct arena){0};
     *base = NULL;
@@ -250,7 +238,7 @@ static void wait_ticket(struct backend *self, const struct ticket *ticket)
         return;
     }
     atomic_uint *word = rendezvous_word(meeting(self), ticket->rank, PARALLEL_WORD_DONE);
-    if (rendezvous_wait(meeting(self), word, RENDEZVOUS_COUNT((uint32_t)ticket->number), clock_now_ms() + patience(self)) == STATUS_TIMEOUT)
+    if (rendezvous_wait(meeting(self), word, RENDEZVOUS_COUNT((uint32_t)ticket->number), clock_now_ms() + step_patience_ms(&self->patience, 1)) == STATUS_TIMEOUT)
         rendezvous_abort(meeting(self), "rank %u is late with a copy", ticket->rank);
 }
 
@@ -359,10 +347,9 @@ static enum status put_pages(struct backend *self, const struct backend_run *run
 }
 
 /* As parallel_wire.h has it. */
-static enum status put_batch(struct backend *self, uint32_t run_count)
+static enum status put_batch(struct backend *self, uint32_t run_count, uint32_t rows)
 {
     void *at;
-    uint64_t rows = 0;
     self->message_bytes = 0;
     TRY(extend(self, sizeof(uint64_t), &at));
     memcpy(at, &run_count, sizeof run_count);
@@ -373,7 +360,6 @@ static enum status put_batch(struct backend *self, uint32_t run_count)
         told[i] = (struct parallel_run){.count = run->count, .start = run->start, .logit_rows = run->logit_rows, .home = self->homes[i]};
         for (uint32_t group = 0; group < BACKEND_GROUPS_MAX; group++)
             told[i].pages[group] = self->homes[i] > 0 && self->model->config.producer_count[group] > 0 ? page_count(run) : 0;
-        rows += run->count;
     }
     TRY(extend(self, rows * sizeof(uint32_t), &at));
     uint32_t *tokens = at;
@@ -383,18 +369,26 @@ static enum status put_batch(struct backend *self, uint32_t run_count)
         for (uint32_t group = 0; group < BACKEND_GROUPS_MAX; group++)
             if (self->homes[i] > 0 && self->model->config.producer_count[group] > 0)
                 TRY(put_pages(self, &self->runs[i], self->homes[i], group));
-    self->counts.step_rows += rows;
     return STATUS_OK;
+}
+
+static uint32_t rows_of(const struct backend_batch *batch)
+{
+    uint32_t rows = 0;
+    for (uint32_t i = 0; i < batch->run_count; i++)
+        rows += batch->runs[i].count;
+    return rows;
 }
 
 static enum status parallel_forward(struct backend *self, const struct backend_batch *batch, uint32_t *failed_run)
 {
-    const uint64_t started_ms = clock_now_ms(), deadline_ms = started_ms + patience(self);
     uint32_t failed = UINT32_MAX;
     TRY(batch_check(&self->model->config, &self->config, batch));
+    const uint32_t rows = rows_of(batch);
+    const uint64_t started_ms = clock_now_ms(), deadline_ms = started_ms + step_patience_ms(&self->patience, rows);
     TRY(rendezvous_status(meeting(self)));
     sort_runs(self, batch);
-    TRY(put_batch(self, batch->run_count));
+    TRY(put_batch(self, batch->run_count, rows));
     enum status st = tell(self, PARALLEL_FORWARD, self->message, self->message_bytes, deadline_ms);
     const struct backend_batch sorted = {.runs = self->runs, .run_count = batch->run_count};
     if (st == STATUS_OK)
@@ -406,7 +400,9 @@ static enum status parallel_forward(struct backend *self, const struct backend_b
     for (uint32_t i = 0; i < batch->run_count && failed_run != NULL && st == STATUS_CORRUPT; i++)
         if (self->order[i] == failed)
             *failed_run = i;
-    self->step_ms[self->counts.steps++ % STEP_TIMES] = (uint32_t)(clock_now_ms() - started_ms);
+    step_patience_record(&self->patience, rows, (uint32_t)(clock_now_ms() - started_ms));
+    self->counts.steps++;
+    self->counts.step_rows += rows;
     return st;
 }
 
@@ -477,6 +473,7 @@ static enum status parallel_create(const struct model *model, const struct backe
     self->model = model;
     self->config = *config;
     self->size = parallel_group_size(config->group);
+    step_patience_init(&self->patience, config->group->step_ms_min);
     self->runs = calloc(config->rows_max, sizeof *self->runs);
     self->homes = calloc(config->rows_max, sizeof *self->homes);
     self->order = calloc(config->rows_max, sizeof *self->order);

@@ -27,7 +27,7 @@ struct parallel_group_config {
     const char *model_dir;         /* copied; every rank reads it, and must find the same bytes */
     const struct rank_ops *ranks;  /* NULL: the CPU backend's (rank.h) */
     const char *plugin;            /* copied; where other ranks find `ranks` (backend_load.h); NULL for the CPU's */
-    uint32_t step_ms_min;          /* a step that takes longer, and longer than 4 times the longest of late, ends the group; 0: 2,000 */
+    uint32_t step_ms_min;          /* a step that takes longer, and longer than step_patience.h allows, ends the group; 0: 2,000 */
     void (*on_death)(void *user);  /* in another thread, once: a follower has died without being told to. May be NULL */
     void *user;
 };
