@@ -7,7 +7,7 @@ import urllib.request
 
 import pytest
 
-from cluster import BIN_DIR, SOURCE_DIR, START_S, Cluster, wait_until
+from cluster import BIN_DIR, EXIT_S, SOURCE_DIR, START_S, Cluster, wait_until
 
 OPERATOR = {"listen_operator": "127.0.0.1:0"}
 SIMULATED = {**OPERATOR, "simulate": "fast,reply=30"}
@@ -324,3 +324,20 @@ def test_the_table_of_metrics_is_true(shared_cluster):
     process = table_of(text, "Both")
     for heading, program in (("Router", shared_cluster.routers[0]), ("Worker", shared_cluster.workers[0])):
         assert {**table_of(text, heading), **process} == metrics(program)[0]
+
+
+def test_engine_that_hangs_does_not_keep_its_worker(new_cluster):
+    cluster = new_cluster(worker_settings={**SIMULATED, "simulate": "fast,reply=0,step_us=100000", "drain_deadline_ms": 1000}, router_settings=OPERATOR)
+    running = subprocess.Popen([str(BIN_DIR / "roost"), "chat", "--json", "--conversation", "held", "--tokens-max", "60", "--router",
+                                cluster.routers[0].ready["control"]], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    running.stdin.write("tell me\n")
+    running.stdin.close()
+    worker = wait_until("the turn to run", lambda: next(
+        (worker for worker in cluster.workers if metrics(worker)[1]["roost_worker_streams"] == 1), None), START_S)
+    assert ask(worker, "/simulate?factor=1000000", "POST")[0] == 200
+    worker.terminate()
+    turn = json.loads(running.stdout.read())
+    assert running.wait(60) == 0 and turn["reply_tokens"] == 60 and turn["worker"] == cluster.other_worker(worker.name).name
+    worker.killed = True                                                          # it does not end as others do
+    assert worker.wait_exit(20 + EXIT_S) == 1
+    assert "the engine hangs" in worker.log()

@@ -7,6 +7,7 @@
 #include <inttypes.h>
 #include <jansson.h>
 #include <limits.h>
+#include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdbool.h>
@@ -42,6 +43,7 @@
 #define CHUNK_TOKENS_MAX     4096
 #define THREADS_MAX          64 /* of the backend */
 #define CUDA_PLUGIN          "libroost_cuda.so"
+#define END_S                20 /* for the running step, and for what the threads give back */
 #define THREADS_DEFAULT_MAX  16 /* beyond, memory is what a step of a small batch waits for */
 
 struct settings {
@@ -684,9 +686,29 @@ static enum status start(struct worker *worker)
     return loop_on_signal(worker->loop, SIGINT, on_signal, worker);
 }
 
+/* A device that answers no more keeps whoever waits for its step, and nothing takes a thread out of that. */
+static void *end_at_last(void *unused)
+{
+    sleep(END_S);
+    LOG_ERROR("the engine hangs, in a step or loading its model: ending without it after %d s", END_S);
+    _exit(1);
+    return unused;
+}
+
+static void end_in_time(void)
+{
+    pthread_t thread;
+    const int rc = pthread_create(&thread, NULL, end_at_last, NULL);
+    if (rc == 0)
+        pthread_detach(thread);
+    else
+        LOG_WARN("an engine that hangs will not be noticed: no thread: %s", strerror(rc));
+}
+
 static void stop(struct worker *worker)
 {
     remove_ready_file(worker);
+    end_in_time();
     operator_destroy(&worker->operator);
     server_destroy(&worker->server);
     redis_link_destroy(&worker->redis); /* answers what directory and conversations have open */
