@@ -28,6 +28,7 @@ static bool next_frame(struct router *from, struct incoming *in)
 {
     control_is_read(from);
     for (unsigned leases = 0; leases < QUIET_LEASES;) {
+        router_lease(from, DATA, 0); /* it is there as long as it reads */
         bool waiting = zmq_poll(&(zmq_pollitem_t){.socket = from->sockets[DATA], .events = ZMQ_POLLIN}, 1, 0) > 0;
         router_receive(from, DATA, false, in);
         if (in->message.kind != WIRE_LEASE)
