@@ -28,6 +28,7 @@ void emulation_heal(void);                            /* the context is whole ag
 struct emulation_counts {
     uint64_t launches, blocks, threads, switches, accesses, operations;
     size_t memory_used, memory_peak, pinned_used;
+    uint64_t graphs;                                  /* there now, instances of graphs among them */
 };
 void emulation_get_counts(struct emulation_counts *counts);
 

@@ -88,6 +88,7 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph)
         return runtime_return(cudaErrorStreamCaptureInvalidated);
     if (!joined)
         return runtime_return(cudaErrorStreamCaptureUnjoined);
+    emulation_count.graphs++;
     *graph = new CUgraph_st{std::make_shared<const graph_body>(std::move(capture->body))};
     return cudaSuccess;
 }
@@ -118,6 +119,7 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsig
     made->body = graph->body;
     for (unsigned i = 0; i < graph->body->chains; i++)
         made->lanes.push_back(order_lane_new());
+    emulation_count.graphs++;
     *exec = made;
     return cudaSuccess;
 }
@@ -180,13 +182,15 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t handle)
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec)
 {
     runtime_lock lock;
-    delete exec;                      /* on a poisoned context too: leaks are looked for */
+    emulation_count.graphs -= exec != nullptr;          /* on a poisoned context too: leaks are looked for */
+    delete exec;
     return runtime_return(runtime_poisoned());
 }
 
 cudaError_t cudaGraphDestroy(cudaGraph_t graph)
 {
     runtime_lock lock;
+    emulation_count.graphs -= graph != nullptr;
     delete graph;
     return runtime_return(runtime_poisoned());
 }

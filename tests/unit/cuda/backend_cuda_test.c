@@ -40,6 +40,22 @@ static void families_and_schemes_agree(void **state)
 
 enum { TALKS = 3 };
 
+/* One row of each of the sequences, `step` behind their lengths. */
+static void both_decode(struct both *talks, unsigned count, const uint32_t *lengths, uint32_t step)
+{
+    const size_t vocab = talks[0].model->config.vocab_size;
+    struct backend_run on_cpu[TALKS], on_cuda[TALKS];
+    float *want = logits_new(talks[0].model, count), *got = logits_new(talks[0].model, count);
+    for (unsigned i = 0; i < count; i++) {
+        on_cpu[i] = session_run(&talks[i].on_cpu, lengths[i] + step, 1, want + i * vocab, 1);
+        on_cuda[i] = session_run(&talks[i].on_cuda, lengths[i] + step, 1, got + i * vocab, 1);
+    }
+    forward_batch(&talks[0].on_cpu, on_cpu, count);
+    forward_batch(&talks[0].on_cuda, on_cuda, count);
+    check_logits(&talks[0], want, got, count, "a row of each");
+    free(want), free(got);
+}
+
 /* Decode steps of several sequences of different lengths, many of one shape: the later ones are graphs. */
 static void batches_and_graphs_agree(void **state)
 {
@@ -49,28 +65,19 @@ static void batches_and_graphs_agree(void **state)
     for (unsigned s = 0; s < 2; s++) {
         struct model *model = model_make_with(&shapes[s], RANDOM_RECIPE_MIXED);
         struct backend *cpu = backend_make(cpu_, model, NULL, CONFIG(false)), *cuda = backend_make(cuda_, model, NULL, CONFIG(false));
-        const size_t vocab = model->config.vocab_size;
         struct both talks[TALKS];
-        float *want = logits_new(model, TALKS), *got = logits_new(model, TALKS);
         for (unsigned i = 0; i < TALKS; i++) {
             both_open(&talks[i], model, cpu, cuda, i);
             both_forward(&talks[i], 0, lengths[i], 0, "a prompt");
         }
         for (uint32_t step = 0; step < 6; step++) {
-            struct backend_run on_cpu[TALKS], on_cuda[TALKS];
             if (step == 4) {                    /* tables that this needs are larger: graphs with the old ones are not used again */
                 struct both other;
                 both_open(&other, model, cpu, cuda, 50);
                 both_forward(&other, 0, ROWS_MAX, 0, "a large prompt");
                 both_close(&other);
             }
-            for (unsigned i = 0; i < TALKS; i++) {
-                on_cpu[i] = session_run(&talks[i].on_cpu, lengths[i] + step, 1, want + i * vocab, 1);
-                on_cuda[i] = session_run(&talks[i].on_cuda, lengths[i] + step, 1, got + i * vocab, 1);
-            }
-            forward_batch(&talks[0].on_cpu, on_cpu, TALKS);
-            forward_batch(&talks[0].on_cuda, on_cuda, TALKS);
-            check_logits(&talks[0], want, got, TALKS, "a batch");
+            both_decode(talks, TALKS, lengths, step);
         }
         struct backend_cuda_counts counts;
         backend_cuda_counts(cuda, &counts);
@@ -80,10 +87,43 @@ static void batches_and_graphs_agree(void **state)
             check_pages(&talks[i], lengths[i] + 6, "a batch");
             both_close(&talks[i]);
         }
-        free(want), free(got);
         cpu_->destroy(&cpu), cuda_->destroy(&cuda);
         model_destroy(&model);
     }
+}
+
+/* More shapes of steps than graphs are kept: the one not used for longest goes, and is made anew. */
+static void as_many_graphs_as_are_kept(void **state)
+{
+    (void)state;
+    enum { KEPT = 64, SHAPES = KEPT + TALKS - 1 };            /* 1 .. KEPT rows of one sequence; one row of 2 .. TALKS */
+    struct random_model shape = random_model_small();
+    shape.layers = "LG";
+    shape.kv_producer = NULL;
+    struct model *model = model_make(&shape);
+    struct backend *cpu = backend_make(cpu_, model, NULL, CONFIG(true)), *cuda = backend_make(cuda_, model, NULL, CONFIG(true));
+    struct both talks[TALKS];
+    struct emulation_counts counts;
+    struct backend_cuda_counts graphs;
+    for (unsigned i = 0; i < TALKS; i++)
+        both_open(&talks[i], model, cpu, cuda, i);
+    both_forward(&talks[0], 0, ROWS_MAX, 0, "the largest tables");
+    for (uint32_t step = 0; step < 2 * KEPT; step++)          /* each twice: the second is a graph */
+        both_forward(&talks[0], 0, 1 + step / 2, 1 + step / 2, "rows of one");
+    for (uint32_t step = 0; step < 2 * (TALKS - 1); step++)
+        both_decode(talks, 2 + step / 2, (const uint32_t[TALKS]){0}, 0);
+    both_forward(&talks[0], 0, 1, 1, "the first shape again");
+    both_forward(&talks[0], 0, KEPT, KEPT, "one that was kept");
+    backend_cuda_counts(cuda, &graphs);
+    assert_int_equal(graphs.graphs_captured, SHAPES);
+    assert_int_equal(graphs.graph_launches, SHAPES + 1);
+    emulation_get_counts(&counts);
+    if (emulation_present())
+        assert_int_equal(counts.graphs, KEPT - 1);            /* the first shape was seen once since it went */
+    for (unsigned i = 0; i < TALKS; i++)
+        both_close(&talks[i]);
+    cpu_->destroy(&cpu), cuda_->destroy(&cuda);
+    model_destroy(&model);
 }
 
 /* Prompt chunks beside decode; rows that leave early. */
@@ -405,14 +445,29 @@ static void refusals_say_what_to_do(void **state)
     model_destroy(&model), model_destroy(&other);
 }
 
+static int nothing_is_left(void **state)
+{
+    (void)state;
+    struct emulation_counts counts = {0};
+    emulation_get_counts(&counts);
+    if (counts.graphs == 0 && counts.memory_used == 0 && counts.pinned_used == 0)
+        return 0;
+    print_error("left behind: %llu graphs, %zu bytes on the device, %zu pinned\n", (unsigned long long)counts.graphs, counts.memory_used,
+                counts.pinned_used);
+    return -1;
+}
+
+#define leaves_nothing(test) cmocka_unit_test_teardown(test, nothing_is_left)
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(families_and_schemes_agree), cmocka_unit_test(batches_and_graphs_agree),
-        cmocka_unit_test(mixed_batches_agree), cmocka_unit_test(pages_of_the_cpu_go_on),
-        cmocka_unit_test(prefixes_agree), cmocka_unit_test(copies_end_when_they_say), cmocka_unit_test(drawn_tokens_are_the_samplers),
-        cmocka_unit_test(infinities_are_an_error_of_their_run), cmocka_unit_test(infinities_inside_are_found), cmocka_unit_test(a_lost_device_is_lost_for_good),
-        cmocka_unit_test(refusals_say_what_to_do),
+        leaves_nothing(families_and_schemes_agree), leaves_nothing(batches_and_graphs_agree),
+        leaves_nothing(as_many_graphs_as_are_kept),
+        leaves_nothing(mixed_batches_agree), leaves_nothing(pages_of_the_cpu_go_on),
+        leaves_nothing(prefixes_agree), leaves_nothing(copies_end_when_they_say), leaves_nothing(drawn_tokens_are_the_samplers),
+        leaves_nothing(infinities_are_an_error_of_their_run), leaves_nothing(infinities_inside_are_found),
+        leaves_nothing(refusals_say_what_to_do), cmocka_unit_test(a_lost_device_is_lost_for_good),      /* its memory, too */
     };
     return unit_run(tests, NULL, NULL);
 }
