@@ -133,12 +133,22 @@ def worker_log_at_end(worker):
 
 # ---- health
 
-def write_nvml(path, **more):
-    values = {"bus": "0000:01:00.0", "memory_total": 80 << 30, "memory_used": 61 << 30, "sm_mhz": 1980, "memory_mhz": 2619, "celsius": 71,
-              "milliwatts": 612500, "busy_percent": 97, "ecc_corrected": 12, "ecc_uncorrected": 0, "throttle_reasons": 4, **more}
+def bus(device):
+    return f"0000:{device + 1:02}:00.0"
+
+
+def write_nvml(path, *others, **more):
+    """What the driver's library says of GPU 0, and in what of the others."""
+    values = {"memory_total": 80 << 30, "memory_used": 61 << 30, "sm_mhz": 1980, "memory_mhz": 2619, "celsius": 71, "milliwatts": 612500,
+              "busy_percent": 97, "ecc_corrected": 12, "ecc_uncorrected": 0, "throttle_reasons": 4}
     beside = path.with_suffix(".new")
-    beside.write_text("".join(f"{word} {value}\n" for word, value in values.items()))
+    beside.write_text("".join(f"{word} {value}\n" for device, one in enumerate((more, *others))
+                              for word, value in {"bus": bus(device), **values, **one}.items()))
     beside.rename(path)
+
+
+def gpu_samples(device, values):
+    return {f'roost_worker_gpu_{name}{{device="emulated GPU {device} at {bus(device)}"}}': value for name, value in values.items()}
 
 
 def test_health(new_cluster, mite, tmp_path):
@@ -159,12 +169,9 @@ def test_health(new_cluster, mite, tmp_path):
     wait_until("the router to know the device", lambda: device("worker-a") == expected, 10 * SLOWER)
     assert device("worker-b") is None
     families, samples = metrics(gpu)
-    assert {name: value for name, value in samples.items() if "_gpu_" in name} == {
-        'roost_worker_gpu_memory_bytes{device="emulated GPU 0 at 0000:01:00.0"}': 80 << 30,
-        "roost_worker_gpu_memory_used_bytes": 61 << 30, "roost_worker_gpu_sm_clock_hertz": 1.98e9,
-        "roost_worker_gpu_memory_clock_hertz": 2.619e9, "roost_worker_gpu_busy_ratio": 0.97, "roost_worker_gpu_temperature_celsius": 71,
-        "roost_worker_gpu_power_watts": 612.5, "roost_worker_gpu_throttle_reasons": 4,
-        'roost_worker_gpu_ecc_errors_total{kind="corrected"}': 12, 'roost_worker_gpu_ecc_errors_total{kind="uncorrected"}': 0}
+    assert {name: value for name, value in samples.items() if "_gpu_" in name} == gpu_samples(0, {
+        "memory_bytes": 80 << 30, "memory_used_bytes": 61 << 30, "sm_clock_hertz": 1.98e9, "memory_clock_hertz": 2.619e9, "busy_ratio": 0.97,
+        "temperature_celsius": 71, "power_watts": 612.5, "throttle_reasons": 4, "ecc_corrected_total": 12, "ecc_uncorrected_total": 0})
     cpu_families, cpu_samples = metrics(cpu)
     assert cpu_families == families and not any("_gpu_" in name for name in cpu_samples)
 
@@ -179,9 +186,25 @@ def test_health(new_cluster, mite, tmp_path):
     with router_peer(gpu) as peer:
         started = time.monotonic()
         assert len(peer.generate([say("Speak.")], tokens_max=8, temperature=0.0).ids) == 8
-        assert metrics(gpu)[1]["roost_worker_gpu_sm_clock_hertz"] == 345e6
+        assert gpu_samples(0, {"sm_clock_hertz": 345e6}).items() <= metrics(gpu)[1].items()
         assert time.monotonic() - started < 4 * SLOWER
     write_nvml(nvml)
+
+
+def test_health_of_all_ranks(new_cluster, mite, tmp_path):
+    nvml = tmp_path / "nvml"
+    write_nvml(nvml, {"memory_used": 3 << 30, "sm_mhz": 1200, "ecc_uncorrected": 2, "throttle_reasons": 64}, sm_mhz=1500, ecc_uncorrected=1)
+    cluster = new_cluster(workers=1, redis=False, model=mite, worker_settings={**OPERATOR, **CUDA, "tp": 2, "tp_step_ms_min": 60000},
+                          router_settings=OPERATOR, start=False)
+    worker = cluster.workers[0]
+    worker.environment.update({"LD_LIBRARY_PATH": str(NVML_DIR), "ROOST_TEST_NVML": str(nvml), "ROOST_EMULATION_DEVICES": "2"})
+    cluster.start()
+    wait_until("the router to know the devices", lambda: ask_json(cluster.routers[0], "/workers")[1]["workers"][0]["load"]["device"] == {
+        "memory_bytes": 160 << 30, "memory_used_bytes": 64 << 30, "ecc_uncorrected": 3, "sm_mhz": 1200, "memory_mhz": 2619,
+        "throttle_reasons": 68}, 10 * SLOWER)
+    assert {**gpu_samples(0, {"memory_used_bytes": 61 << 30, "sm_clock_hertz": 1.5e9, "ecc_uncorrected_total": 1}),
+            **gpu_samples(1, {"memory_used_bytes": 3 << 30, "sm_clock_hertz": 1.2e9, "ecc_uncorrected_total": 2})
+            }.items() <= metrics(worker)[1].items()
 
 
 def test_no_driver_library(new_cluster, mite):
@@ -189,8 +212,8 @@ def test_no_driver_library(new_cluster, mite):
     worker = alone(new_cluster, mite, {**CUDA, **OPERATOR})
     assert "the GPU's health is not known: no libnvidia-ml.so.1" in worker.log()
     wait_until("the first answer", lambda: any("_gpu_" in name for name in metrics(worker)[1]), 10 * SLOWER)
-    assert {name: value for name, value in metrics(worker)[1].items() if "_gpu_" in name} == {
-        'roost_worker_gpu_memory_bytes{device="emulated GPU 0 at 0000:01:00.0"}': 4 << 30}
+    assert {name: value for name, value in metrics(worker)[1].items() if "_gpu_" in name} == gpu_samples(
+        0, {"memory_bytes": 4 << 30})
 
 
 # ---- a device that fails

@@ -160,7 +160,7 @@ static const struct config_field fields[] = {
      .type = CONFIG_UINT,
      .default_value = "1",
      .min = 1,
-     .max = PARALLEL_RANKS_MAX,
+     .max = BACKEND_RANKS_MAX,
      .help = "ranks of tensor parallelism: processes that compute one model together, each with a part of the weights and "
              "of the KV memory; this one starts and ends the others. Same replies; more memory bandwidth where each rank "
              "has its own"},

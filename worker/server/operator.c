@@ -187,72 +187,83 @@ static void write_load(const struct server *server, struct metrics *metrics)
                   1e-9 * load.token_ns);
 }
 
-/* Families without a sample: nothing says how the device is. */
+/* One sample a device, by its name and address. */
 struct gpu_family {
     const char *name, *help;
-    double (*value)(const struct backend_health *health);
+    enum metrics_type type;
+    bool nvml; /* known only if the driver was asked */
+    double (*value)(const struct backend_device_health *health);
 };
 
-static double gpu_memory(const struct backend_health *health)
+static double gpu_memory(const struct backend_device_health *health)
 {
     return (double)health->memory_bytes;
 }
-static double gpu_memory_used(const struct backend_health *health)
+static double gpu_memory_used(const struct backend_device_health *health)
 {
     return (double)health->memory_used_bytes;
 }
-static double gpu_sm_clock(const struct backend_health *health)
+static double gpu_sm_clock(const struct backend_device_health *health)
 {
     return 1e6 * health->sm_mhz;
 }
-static double gpu_memory_clock(const struct backend_health *health)
+static double gpu_memory_clock(const struct backend_device_health *health)
 {
     return 1e6 * health->memory_mhz;
 }
-static double gpu_busy(const struct backend_health *health)
+static double gpu_busy(const struct backend_device_health *health)
 {
     return 0.01 * health->busy_percent;
 }
-static double gpu_temperature(const struct backend_health *health)
+static double gpu_temperature(const struct backend_device_health *health)
 {
     return health->celsius;
 }
-static double gpu_power(const struct backend_health *health)
+static double gpu_power(const struct backend_device_health *health)
 {
     return 1e-3 * health->milliwatts;
 }
-static double gpu_throttle(const struct backend_health *health)
+static double gpu_throttle(const struct backend_device_health *health)
 {
     return (double)health->throttle_reasons;
 }
+static double gpu_corrected(const struct backend_device_health *health)
+{
+    return (double)health->ecc_corrected;
+}
+static double gpu_uncorrected(const struct backend_device_health *health)
+{
+    return (double)health->ecc_uncorrected;
+}
 
 static const struct gpu_family gpu_families[] = {
-    {"roost_worker_gpu_memory_used_bytes", "Memory of the GPU in use, by whoever", gpu_memory_used},
-    {"roost_worker_gpu_sm_clock_hertz", "Clock of its processors now", gpu_sm_clock},
-    {"roost_worker_gpu_memory_clock_hertz", "Clock of its memory now", gpu_memory_clock},
-    {"roost_worker_gpu_busy_ratio", "Part of the time in which some kernel ran", gpu_busy},
-    {"roost_worker_gpu_temperature_celsius", "Its temperature", gpu_temperature},
-    {"roost_worker_gpu_power_watts", "What it draws", gpu_power},
-    {"roost_worker_gpu_throttle_reasons", "Why its clocks are lowered, as NVML's bits; 0: they are not", gpu_throttle},
+    {"roost_worker_gpu_memory_bytes", "Memory of the GPU; no sample: there is none", METRICS_GAUGE, false, gpu_memory},
+    {"roost_worker_gpu_memory_used_bytes", "Memory of the GPU in use, by whoever", METRICS_GAUGE, true, gpu_memory_used},
+    {"roost_worker_gpu_sm_clock_hertz", "Clock of its processors now", METRICS_GAUGE, true, gpu_sm_clock},
+    {"roost_worker_gpu_memory_clock_hertz", "Clock of its memory now", METRICS_GAUGE, true, gpu_memory_clock},
+    {"roost_worker_gpu_busy_ratio", "Part of the time in which some kernel ran", METRICS_GAUGE, true, gpu_busy},
+    {"roost_worker_gpu_temperature_celsius", "Its temperature", METRICS_GAUGE, true, gpu_temperature},
+    {"roost_worker_gpu_power_watts", "What it draws", METRICS_GAUGE, true, gpu_power},
+    {"roost_worker_gpu_throttle_reasons", "Why its clocks are lowered, as NVML's bits; 0: they are not", METRICS_GAUGE,
+     true, gpu_throttle},
+    {"roost_worker_gpu_ecc_corrected_total", "Errors of its memory that were corrected, since its driver was loaded",
+     METRICS_COUNTER, true, gpu_corrected},
+    {"roost_worker_gpu_ecc_uncorrected_total",
+     "Errors of its memory that could not be corrected, since its driver was loaded", METRICS_COUNTER, true,
+     gpu_uncorrected},
 };
 
-static void write_gpu(const struct server *server, struct metrics *metrics)
+static void write_gpus(const struct server *server, struct metrics *metrics)
 {
     struct backend_health health;
-    const bool known = server_device_health(server, &health);
-    metrics_family(metrics, "roost_worker_gpu_memory_bytes", METRICS_GAUGE, "Memory of the GPU; no sample: there is none");
-    if (known)
-        metrics_value(metrics, "device", health.device, gpu_memory(&health));
+    if (!server_device_health(server, &health))
+        health.device_count = 0;
     for (size_t i = 0; i < sizeof gpu_families / sizeof *gpu_families; i++) {
-        metrics_family(metrics, gpu_families[i].name, METRICS_GAUGE, gpu_families[i].help);
-        if (known && health.nvml)
-            metrics_value(metrics, NULL, NULL, gpu_families[i].value(&health));
-    }
-    metrics_family(metrics, "roost_worker_gpu_ecc_errors_total", METRICS_COUNTER,
-                   "Errors of its memory since its driver was loaded");
-    if (known && health.nvml) {
-        metrics_value(metrics, "kind", "corrected", (double)health.ecc_corrected);
-        metrics_value(metrics, "kind", "uncorrected", (double)health.ecc_uncorrected);
+        const struct gpu_family *family = &gpu_families[i];
+        metrics_family(metrics, family->name, family->type, family->help);
+        for (uint32_t d = 0; d < health.device_count; d++)
+            if (health.devices[d].nvml || !family->nvml)
+                metrics_value(metrics, "device", health.devices[d].device, family->value(&health.devices[d]));
     }
 }
 
@@ -294,7 +305,7 @@ static void on_metrics(void *user, struct operator_request *request)
         write_requests(&stats, metrics);
         write_load(operator->config.server, metrics);
         write_pressure(&stats.pressure, metrics);
-        write_gpu(operator->config.server, metrics);
+        write_gpus(operator->config.server, metrics);
         write_redis(operator, metrics);
         metrics_process(metrics);
         text = metrics_text(metrics);

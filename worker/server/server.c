@@ -121,6 +121,27 @@ static uint32_t token_ns(const struct server *server)
     return ns >= UINT32_MAX ? UINT32_MAX : (uint32_t)ns;
 }
 
+static uint32_t slowest(uint32_t known_mhz, uint32_t mhz)
+{
+    return known_mhz == 0 || (mhz != 0 && mhz < known_mhz) ? mhz : known_mhz;
+}
+
+/* Several make one: memory and errors of all, clocks of the slowest, for which the others wait. */
+static struct wire_device device_of(const struct backend_health *health)
+{
+    struct wire_device all = {0};
+    for (uint32_t i = 0; i < health->device_count; i++) {
+        const struct backend_device_health *one = &health->devices[i];
+        all.memory_bytes += one->memory_bytes;
+        all.memory_used_bytes += one->memory_used_bytes;
+        all.ecc_uncorrected += one->ecc_uncorrected;
+        all.sm_mhz = slowest(all.sm_mhz, one->sm_mhz);
+        all.memory_mhz = slowest(all.memory_mhz, one->memory_mhz);
+        all.throttle_reasons |= one->throttle_reasons;
+    }
+    return all;
+}
+
 void server_load_read(const struct server *server, struct wire_load *out)
 {
     struct engine_progress progress;
@@ -142,14 +163,7 @@ void server_load_read(const struct server *server, struct wire_load *out)
     struct backend_health health;
     out->has_device = engine_thread_health(server->engine, &health);
     if (out->has_device)
-        out->device = (struct wire_device){
-            .memory_bytes = health.memory_bytes,
-            .memory_used_bytes = health.memory_used_bytes,
-            .ecc_uncorrected = health.ecc_uncorrected,
-            .sm_mhz = health.sm_mhz,
-            .memory_mhz = health.memory_mhz,
-            .throttle_reasons = health.throttle_reasons,
-        };
+        out->device = device_of(&health);
 }
 
 static void send_lease(struct server *server, struct session *session, enum link link)

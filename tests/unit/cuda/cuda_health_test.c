@@ -27,7 +27,7 @@ static void say(const char *text)
 static void test_everything(void **state)
 {
     (void)state;
-    struct backend_health health;
+    struct backend_device_health health;
     say("bus 0000:01:00.0\n" ALL);
     struct cuda_health *gpu = cuda_health_open(0);
     assert_true(cuda_health_read(gpu, &health));
@@ -49,7 +49,7 @@ static void test_everything(void **state)
     assert_true(health.nvml && health.memory_bytes == 4096 && health.memory_used_bytes == 1024 && health.sm_mhz == 210);
     assert_true(health.celsius == 0 && health.ecc_uncorrected == 0 && health.throttle_reasons == 0 && health.busy_percent == 0);
     /* A card that has fallen off the bus: its own size is all that is left. */
-    say("lost 1\nbus 0000:01:00.0\n" ALL);
+    say("bus 0000:01:00.0\nlost 1\n" ALL);
     assert_true(cuda_health_read(gpu, &health));
     assert_false(health.nvml);
     assert_true(health.memory_bytes == (uint64_t)4 << 30 && health.memory_used_bytes == 0);
@@ -61,7 +61,7 @@ static void test_everything(void **state)
 static void test_another_card(void **state)
 {
     (void)state;
-    struct backend_health health;
+    struct backend_device_health health;
     say("bus 0000:02:00.0\n" ALL);
     struct cuda_health *gpu = cuda_health_open(0);
     assert_true(cuda_health_read(gpu, &health));
@@ -73,6 +73,15 @@ static void test_another_card(void **state)
     assert_true(cuda_health_read(gpu, &health));
     assert_true(health.nvml);
     assert_string_equal(health.device, "emulated GPU 1 at 0000:02:00.0");
+    /* Two cards, each with its own. */
+    struct cuda_health *other = cuda_health_open(0);
+    say("bus 0000:01:00.0\nmemory_total 1\nmemory_used 1\nsm_mhz 300\nbus 0000:02:00.0\n" ALL);
+    assert_true(cuda_health_read(gpu, &health) && health.sm_mhz == 1980);
+    cuda_health_close(&other);
+    other = cuda_health_open(0);
+    assert_true(cuda_health_read(other, &health) && health.nvml && health.sm_mhz == 300);
+    assert_true(cuda_health_read(gpu, &health) && health.sm_mhz == 1980);
+    cuda_health_close(&other);
     cuda_health_close(&gpu);
     assert_null(cuda_health_open(2));         /* there are two */
     assert_false(cuda_health_read(NULL, &health));

@@ -26,7 +26,7 @@ static bool answer(void *user, struct backend_health *out)
     while (device->answered == device->allowed)
         pthread_cond_wait(&device->changed, &device->mutex);
     device->answered++;
-    *out = (struct backend_health){.nvml = true, .sm_mhz = device->answered};
+    *out = (struct backend_health){.device_count = device->answered};
     const bool known = !device->silent;
     pthread_mutex_unlock(&device->mutex);
     return known;
@@ -61,7 +61,7 @@ static void test_never_waits(void **state)
     allow(&device, 3);
     wait_asked(&device, 4);                                  /* it is asked again and again; the third answer is in */
     for (int i = 0; i < 1000; i++)
-        assert_true(device_watch_read(watch, &health) && health.sm_mhz == 3);
+        assert_true(device_watch_read(watch, &health) && health.device_count == 3);
     allow(&device, 1000000);
     device_watch_stop(&watch);
     assert_null(watch);

@@ -18,6 +18,7 @@
 #define BACKEND_PAGE_TOKENS 64u
 #define BACKEND_GROUPS_MAX 2u       /* indexed by enum model_layer_type */
 #define BACKEND_THREADS_MAX 64u
+#define BACKEND_RANKS_MAX 8u        /* slices of fewer than 100 outputs are not worth a round */
 
 struct model;                       /* worker/engine/model/model.h: config and weights, loaded, immutable */
 struct backend;                     /* opaque: the backend's own state (scratch memory, tables, threads) */
@@ -61,13 +62,18 @@ struct backend_batch {              /* runs of different sequences; no page that
     uint32_t run_count;             /* at least 1; the counts sum to at most rows_max */
 };
 
-struct backend_health {             /* of a device, as of now; zeros where it does not say */
+struct backend_device_health {      /* as of now; zeros where it does not say */
     char device[96];                /* its name and its address */
     uint64_t memory_bytes, memory_used_bytes;       /* all of the device's, whoever uses it */
     bool nvml;                      /* the driver was asked; false: what follows is not known */
     uint32_t sm_mhz, memory_mhz, celsius, milliwatts, busy_percent;
     uint64_t ecc_corrected, ecc_uncorrected;        /* since the driver was loaded */
     uint64_t throttle_reasons;      /* nvmlClocksThrottleReasons: bits; 0: none */
+};
+
+struct backend_health {             /* of all devices that this backend computes on, by rank */
+    uint32_t device_count;          /* at least 1 */
+    struct backend_device_health devices[BACKEND_RANKS_MAX];
 };
 
 enum backend_tier { BACKEND_TIER_DEVICE, BACKEND_TIER_HOST };

@@ -17,6 +17,8 @@ enum status batch_check_config(const struct backend_config *config)
         return STATUS_FAIL(STATUS_INVALID, "batches of %u tokens, want 1 to %u", config->rows_max, BACKEND_ROWS_MAX);
     if (config->threads < 1 || config->threads > BACKEND_THREADS_MAX)
         return STATUS_FAIL(STATUS_INVALID, "%u threads, want 1 to %u", config->threads, BACKEND_THREADS_MAX);
+    if (config->ranks > BACKEND_RANKS_MAX)
+        return STATUS_FAIL(STATUS_INVALID, "%u ranks, want %u at most", config->ranks, BACKEND_RANKS_MAX);
     return STATUS_OK;
 }
 

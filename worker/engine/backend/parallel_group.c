@@ -82,8 +82,8 @@ static enum status meet(struct parallel_group *group)
 enum status parallel_group_start(const struct parallel_group_config *config, struct parallel_group **out)
 {
     enum status st;
-    if (config->size < 1 || config->size > PARALLEL_RANKS_MAX)
-        return STATUS_FAIL(STATUS_INVALID, "a group of %u ranks, want 1 to %u", config->size, PARALLEL_RANKS_MAX);
+    if (config->size < 1 || config->size > BACKEND_RANKS_MAX)
+        return STATUS_FAIL(STATUS_INVALID, "a group of %u ranks, want 1 to %u", config->size, BACKEND_RANKS_MAX);
     struct parallel_group *group = calloc(1, sizeof *group);
     if (group == NULL)
         return STATUS_FAIL(STATUS_NO_MEMORY, "no memory for a group");

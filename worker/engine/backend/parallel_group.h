@@ -20,10 +20,8 @@ struct log_config;
 struct parallel_group;
 struct rank_ops;
 
-#define PARALLEL_RANKS_MAX 8u      /* slices of fewer than 100 outputs are not worth a round */
-
 struct parallel_group_config {
-    uint32_t size;                 /* ranks, rank 0 among them: 2 .. PARALLEL_RANKS_MAX; 1: no followers (tests) */
+    uint32_t size;                 /* ranks, rank 0 among them: 2 .. BACKEND_RANKS_MAX; 1: no followers (tests) */
     const char *model_dir;         /* copied; every rank reads it, and must find the same bytes */
     const struct rank_ops *ranks;  /* NULL: the CPU backend's (rank.h) */
     const char *plugin;            /* copied; where other ranks find `ranks` (backend_load.h); NULL for the CPU's */

@@ -1,6 +1,6 @@
 /* A libnvidia-ml.so.1 for tests: the functions that cuda_health.c calls. What they answer is in the file that ROOST_TEST_NVML names, read
- * anew at each call: lines of a word and a number, and "bus 0000:01:00.0". A word that is missing: NVML_ERROR_NOT_SUPPORTED. "wait_ms": how long
- * nvmlDeviceGetMemoryInfo takes. "lost 1": every call of a device says NVML_ERROR_GPU_IS_LOST. */
+ * anew at each call: for each device "bus 0000:01:00.0", then lines of a word and a number. A word that is missing: NVML_ERROR_NOT_SUPPORTED.
+ * "wait_ms": how long nvmlDeviceGetMemoryInfo takes. "lost 1": every call of a device says NVML_ERROR_GPU_IS_LOST. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,16 +27,20 @@ int nvmlDeviceGetTotalEccErrors(void *device, int type, int counter, unsigned lo
 int nvmlDeviceGetCurrentClocksThrottleReasons(void *device, unsigned long long *bits);
 
 static int users;
-static int the_device;
+static char names[8][64];          /* the bus addresses that were asked for: a device's handle is one of these */
 
-static int find(const char *word, char *text, size_t size)
+/* In the part of the file that is of this device. */
+static int find(const char *bus, const char *word, char *text, size_t size)
 {
     const char *path = getenv("ROOST_TEST_NVML");
     FILE *file = path ? fopen(path, "r") : NULL;
     char key[64], value[64];
-    int found = 0;
-    while (file && !found && fscanf(file, "%63s %63s", key, value) == 2)
-        found = strcmp(key, word) == 0;
+    int here = 0, found = 0;
+    while (file && !found && fscanf(file, "%63s %63s", key, value) == 2) {
+        if (strcmp(key, "bus") == 0)
+            here = strcmp(value, bus) == 0;
+        found = here && strcmp(key, word) == 0;
+    }
     if (found)
         snprintf(text, size, "%s", value);
     if (file)
@@ -49,11 +53,11 @@ static int number(void *device, const char *word, unsigned long long *out)
     char text[64];
     if (users == 0)
         return UNINITIALIZED;
-    if (device != &the_device)
+    if (!find(device, "bus", text, sizeof text))
         return INVALID_ARGUMENT;
-    if (find("lost", text, sizeof text) && strcmp(text, "1") == 0)
+    if (find(device, "lost", text, sizeof text) && strcmp(text, "1") == 0)
         return GPU_IS_LOST;
-    if (!find(word, text, sizeof text))
+    if (!find(device, word, text, sizeof text))
         return NOT_SUPPORTED;
     *out = strtoull(text, NULL, 10);
     return SUCCESS;
@@ -82,9 +86,13 @@ int nvmlShutdown(void)
 int nvmlDeviceGetHandleByPciBusId_v2(const char *bus, void **device)
 {
     char text[64];
-    if (!find("bus", text, sizeof text) || strcmp(text, bus) != 0)
+    size_t i = 0;
+    if (!find(bus, "bus", text, sizeof text))
         return NOT_FOUND;
-    *device = &the_device;
+    while (i < sizeof names / sizeof *names - 1 && names[i][0] != 0 && strcmp(names[i], bus) != 0)
+        i++;
+    snprintf(names[i], sizeof names[i], "%s", bus);
+    *device = names[i];
     return SUCCESS;
 }
 

@@ -53,7 +53,8 @@ static enum status open_device(struct backend *self)
     TRY(gpu_check(cudaStreamCreateWithFlags(&self->copies.stream, cudaStreamNonBlocking), "making a stream"));
     for (uint32_t i = 0; i < GPU_COPY_EVENTS; i++)
         TRY(gpu_check(cudaEventCreateWithFlags(&self->copies.ended[i], cudaEventDisableTiming), "making events"));
-    self->health = cuda_health_open(self->device);
+    for (uint32_t rank = 0; rank < self->size && self->rank == 0; rank++)      /* they show the same devices to all */
+        self->health[rank] = cuda_health_open((int)rank);
     return STATUS_OK;
 }
 
@@ -259,7 +260,8 @@ static void cuda_destroy(struct backend **backend)
     (void)cudaSetDevice(self->device);
     if (self->copies.stream)
         (void)cudaStreamSynchronize(self->copies.stream);
-    cuda_health_close(&self->health);
+    for (uint32_t rank = 0; rank < BACKEND_RANKS_MAX; rank++)
+        cuda_health_close(&self->health[rank]);
     gpu_ranks_destroy(self);
     if (self->stream)                          /* a pass that another rank's death has ended may have left work there */
         (void)cudaStreamSynchronize(self->stream);
@@ -445,7 +447,11 @@ static bool cuda_samples(const struct backend *self)
 
 static bool cuda_read_health(struct backend *self, struct backend_health *out)
 {
-    return cuda_health_read(self->health, out);
+    out->device_count = 0;
+    for (uint32_t rank = 0; rank < self->size; rank++)
+        if (cuda_health_read(self->health[rank], &out->devices[out->device_count]))
+            out->device_count++;
+    return out->device_count > 0;
 }
 
 const struct backend_ops backend_cuda_ops = {

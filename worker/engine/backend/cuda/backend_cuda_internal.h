@@ -147,7 +147,7 @@ struct backend {
     struct gpu_copies copies;
     struct gpu_graphs graphs;
     struct gpu_ranks *ranks;       /* owned; NULL: alone */
-    struct cuda_health *health;    /* owned; NULL: not known */
+    struct cuda_health *health[BACKEND_RANKS_MAX];   /* owned, in rank 0: of every rank's device; NULL: not known */
     int device;
     uint32_t rank, size;           /* of how many ranks; alone 0 of 1 */
     uint32_t workers;              /* blocks of attention that run at a time */

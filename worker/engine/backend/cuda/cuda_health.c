@@ -121,14 +121,14 @@ void cuda_health_close(struct cuda_health **health)
 }
 
 /* What a device does not have (ECC of some cards, power in some containers) stays 0. */
-bool cuda_health_read(const struct cuda_health *health, struct backend_health *out)
+bool cuda_health_read(const struct cuda_health *health, struct backend_device_health *out)
 {
     struct nvml_memory memory = {0};
     struct nvml_utilization busy = {0};
     unsigned long long count = 0;
     if (!health)
         return false;
-    *out = (struct backend_health){.memory_bytes = health->memory_bytes};
+    *out = (struct backend_device_health){.memory_bytes = health->memory_bytes};
     snprintf(out->device, sizeof out->device, "%s", health->name);
     const struct nvml *nvml = &health->nvml;
     void *device = health->device;

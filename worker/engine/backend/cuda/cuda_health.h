@@ -8,7 +8,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-struct backend_health;
+struct backend_device_health;
 struct cuda_health;
 
 /* Of a device of the runtime; by the thread that creates the backend. Never fails: without NVML the name and the size of its memory are all
@@ -16,6 +16,6 @@ struct cuda_health;
 struct cuda_health *cuda_health_open(int device);
 void cuda_health_close(struct cuda_health **health);              /* accepts NULL */
 /* From any thread, one at a time; milliseconds. */
-bool cuda_health_read(const struct cuda_health *health, struct backend_health *out);
+bool cuda_health_read(const struct cuda_health *health, struct backend_device_health *out);
 
 #endif
