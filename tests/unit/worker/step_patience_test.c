@@ -16,6 +16,7 @@ static void test_of_late(void **state)
     (void)state;
     struct step_patience patience;
     step_patience_init(&patience, LEAST);
+    assert_int_equal(step_patience_any_ms(&patience), PATIENCE_FIRST_MS);
     for (unsigned i = 0; i < PATIENCE_FIRST; i++) {
         assert_int_equal(step_patience_ms(&patience, 1), PATIENCE_FIRST_MS);
         record(&patience, 1, 1, 20);
@@ -44,6 +45,7 @@ static void test_a_chunk_behind_short_steps(void **state)
     assert_int_equal(step_patience_ms(&patience, 512), 2 * 3600 > PATIENCE_FIRST_MS ? 2 * 3600 : PATIENCE_FIRST_MS);
     assert_int_equal(step_patience_ms(&patience, 1024), 4 * 3600);
     assert_int_equal(step_patience_ms(&patience, 1), LEAST);       /* short steps need not wait as long as chunks */
+    assert_int_equal(step_patience_any_ms(&patience), 3600);
 }
 
 static void test_bounds(void **state)

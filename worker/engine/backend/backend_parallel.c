@@ -209,7 +209,7 @@ static void parallel_arena_destroy(struct backend *self, enum backend_tier tier,
     const struct parallel_arena told = {.base = (uintptr_t)arena->base, .bytes = arena->bytes};
     if (arena->tier == BACKEND_TIER_HOST || arena->home > 0)
         (void)tell(self, PARALLEL_ARENA_GONE, &told, sizeof told,     /* a lost group has lost it anyhow */
-                   clock_now_ms() + step_patience_ms(&self->patience, 1));
+                   clock_now_ms() + step_patience_any_ms(&self->patience));
     release(self, arena);
     *arena = (struct arena){0};
     *base = NULL;
@@ -238,7 +238,8 @@ static void wait_ticket(struct backend *self, const struct ticket *ticket)
         return;
     }
     atomic_uint *word = rendezvous_word(meeting(self), ticket->rank, PARALLEL_WORD_DONE);
-    if (rendezvous_wait(meeting(self), word, RENDEZVOUS_COUNT((uint32_t)ticket->number), clock_now_ms() + step_patience_ms(&self->patience, 1)) == STATUS_TIMEOUT)
+    const uint64_t deadline_ms = clock_now_ms() + step_patience_any_ms(&self->patience);
+    if (rendezvous_wait(meeting(self), word, RENDEZVOUS_COUNT((uint32_t)ticket->number), deadline_ms) == STATUS_TIMEOUT)
         rendezvous_abort(meeting(self), "rank %u is late with a copy", ticket->rank);
 }
 

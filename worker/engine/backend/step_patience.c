@@ -21,6 +21,12 @@ static uint64_t longest(const struct step_patience *patience, uint32_t size)
     return most;
 }
 
+static uint32_t bounded(const struct step_patience *patience, uint64_t ms)
+{
+    ms = ms > patience->least_ms ? ms : patience->least_ms;
+    return ms < PATIENCE_MS_MAX ? (uint32_t)ms : PATIENCE_MS_MAX;
+}
+
 uint32_t step_patience_ms(const struct step_patience *patience, uint32_t rows)
 {
     const uint32_t size = size_of(rows);
@@ -32,8 +38,17 @@ uint32_t step_patience_ms(const struct step_patience *patience, uint32_t rows)
         ms = ms * rows >> seen;
     if ((patience->steps < PATIENCE_FIRST || patience->counts[size] == 0) && ms < PATIENCE_FIRST_MS)
         ms = PATIENCE_FIRST_MS;
-    ms = ms > patience->least_ms ? ms : patience->least_ms;
-    return ms < PATIENCE_MS_MAX ? (uint32_t)ms : PATIENCE_MS_MAX;
+    return bounded(patience, ms);
+}
+
+uint32_t step_patience_any_ms(const struct step_patience *patience)
+{
+    uint64_t most = patience->steps < PATIENCE_FIRST ? PATIENCE_FIRST_MS : 0;
+    for (uint32_t size = 0; size < PATIENCE_SIZES; size++) {
+        const uint64_t ms = PATIENCE_FACTOR * longest(patience, size);
+        most = ms > most ? ms : most;
+    }
+    return bounded(patience, most);
 }
 
 void step_patience_record(struct step_patience *patience, uint32_t rows, uint32_t ms)

@@ -22,6 +22,8 @@ void step_patience_init(struct step_patience *patience, uint32_t least_ms);
 /* Milliseconds for a step of `rows` (1 and more). Where none of its size was seen, the next smaller size is taken, and as many times its
  * time as there are rows more: a row costs no more in a larger batch. */
 uint32_t step_patience_ms(const struct step_patience *patience, uint32_t rows);
+/* For what is done beside steps: as for the longest of all that are remembered. */
+uint32_t step_patience_any_ms(const struct step_patience *patience);
 void step_patience_record(struct step_patience *patience, uint32_t rows, uint32_t ms);
 
 #endif
