@@ -38,7 +38,7 @@ const char *status_where(void)
     return where_;
 }
 
-enum status status_fail(enum status st, const char *file, int line, const char *format, ...)
+void status_fail(const char *file, int line, const char *format, ...)
 {
     /* The arguments may include status_detail() or status_where(), so format first, beside them. */
     char words[sizeof detail_];
@@ -49,5 +49,4 @@ enum status status_fail(enum status st, const char *file, int line, const char *
     memcpy(detail_, words, sizeof detail_);
     const char *slash = strrchr(file, '/');
     snprintf(where_, sizeof where_, "%s:%d", slash ? slash + 1 : file, line);
-    return st;
 }

@@ -31,11 +31,11 @@ const char *status_detail(void);
 /* Where that failure was raised, "loop.c:120", or "" if there was none. Valid as long. */
 const char *status_where(void);
 
-/* Records file, line and a formatted detail for this thread and returns st. Use through STATUS_FAIL. */
-enum status status_fail(enum status st, const char *file, int line, const char *format, ...)
-    __attribute__((format(printf, 4, 5)));
+/* Records file, line and a formatted detail for this thread. Use through STATUS_FAIL. */
+void status_fail(const char *file, int line, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
-#define STATUS_FAIL(st, ...) status_fail((st), __FILE__, __LINE__, __VA_ARGS__)
+/* Is st; where that is a constant the compiler knows that the call has failed, and what is not set then. */
+#define STATUS_FAIL(st, ...) (status_fail(__FILE__, __LINE__, __VA_ARGS__), (st))
 
 /* Return, or go to a label with the status in variable, as soon as a call fails. */
 #define TRY(call)                                  \
