@@ -152,7 +152,7 @@ bool cuda_gemm_int8(const struct cuda_gemm *job, cuda_stream stream);         /*
 bool cuda_gemm_small(const struct cuda_gemm *job, cuda_stream stream);        /* rows <= CUDA_GEMM_ROWS_SMALL */
 bool cuda_gemm_large(const struct cuda_gemm *job, cuda_stream stream);
 
-/* ---- positions and KV ---- rope.cu, qkv.cu, page.cu */
+/* ---- positions and KV ---- rope.cu, qkv.cu, page.cu, page_load.cu */
 
 /* cosine, sine (rows, pairs) of position[row] * frequency[pair], in double inside. */
 bool cuda_rope_table(const double *frequency, uint32_t pairs, const uint32_t *position, uint32_t rows, float *cosine, float *sine, cuda_stream stream);
@@ -193,6 +193,15 @@ bool cuda_q_rows(const struct cuda_q *job, cuda_stream stream);
 
 /* backend_ops.page_copy_prefix: the first `tokens` positions of src, the rest of dst zeroed. */
 bool cuda_page_copy_prefix(const struct cuda_page_layout *layout, void *dst, const void *src, uint32_t tokens, cuda_stream stream);
+
+/* One producing layer's part of many pages, by a kernel that reads over the bus where src is pinned memory: as fast as one copy of all of
+ * them, where a copy a page and layer would take longer to start than to run (docs/decisions/0006-cuda-backend.md). page_load.cu */
+struct cuda_page_copy {
+    void *dst;
+    const void *src;                          /* device or pinned memory */
+    uint32_t tokens;                          /* positions that are copied, zeros behind them; 64: all */
+};
+bool cuda_page_load_slot(const struct cuda_page_layout *layout, uint32_t slot, const struct cuda_page_copy *copies, uint32_t count, cuda_stream stream);
 
 /* ---- attention ---- attention_plan.c (host), attention_decode.cu, attention_prefill.cu, attention_merge.cu */
 

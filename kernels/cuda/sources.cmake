@@ -12,6 +12,7 @@ set(KERNELS_CUDA_SOURCES
   join.cu
   norm.cu
   page.cu
+  page_load.cu
   qkv.cu
   quantize.cu
   rope.cu

@@ -48,7 +48,7 @@ def attention(warps_m, warps_n, dim):
 SHARED = {
     "gemm_small": gemm_small, "gemm_large": gemm_large, "attention_tasks": attention, "attention_merge": 2048, "norm_rows": 512, "quantize_rows": 512,
     "gate_rows": 512 + 4 * 8192, "sample_rows": 5 * 32 * 8 + 16 + 4096 * 8, "q_rows": 4 * 4 * 256, "kv_rows": 4 * 4 * 256, "embed_rows": 0, "per_layer_rows": 0,
-    "gather_rows": 0, "gemm_tile": 0, "join_rows": 0, "page_copy_prefix": 0, "rope_table": 0,
+    "gather_rows": 0, "gemm_tile": 0, "join_rows": 0, "page_copy_prefix": 0, "page_load_slot": 0, "rope_table": 0,
 }
 
 
