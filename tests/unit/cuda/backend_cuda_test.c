@@ -218,6 +218,109 @@ static void prefixes_agree(void **state)
     model_destroy(&model);
 }
 
+enum { TIER_PAGES = 4 };                            /* of the 150 tokens below, and one more */
+
+/* The session's pages in host memory, as they are now. */
+static void *pages_on_host(struct session *session, unsigned group, uint32_t pages)
+{
+    const size_t bytes = cuda_->page_bytes(session->backend, group);
+    void *host = NULL;
+    assert_ok(cuda_->arena_create(session->backend, BACKEND_TIER_HOST, TIER_PAGES * bytes, &host));
+    for (uint32_t page = 0; page < pages; page++)
+        cuda_->copy_wait(session->backend, cuda_->copy_start(session->backend, (char *)host + page * bytes, session->pages[group][page], bytes));
+    return host;
+}
+
+/* The first `tokens` tokens that are in the host's memory, into pages that hold something else. */
+static uint64_t load(struct session *session, void *const *host, uint32_t tokens)
+{
+    struct backend_page_copy copies[BACKEND_GROUPS_MAX * TIER_PAGES];
+    uint32_t count = 0;
+    for (uint32_t page = 0; page < (tokens + 63) / 64; page++)      /* groups in turn: the backend sorts them */
+        for (unsigned group = 0; group < BACKEND_GROUPS_MAX; group++)
+            if (host[group])
+                copies[count++] = (struct backend_page_copy){.group = group, .tokens = tokens - page * 64 < 64 ? tokens - page * 64 : 64,
+                                                             .dst = session->pages[group][page],
+                                                             .src = (char *)host[group] + page * cuda_->page_bytes(session->backend, group)};
+    return cuda_->load_start(session->backend, copies, count);
+}
+
+/* What the loaded session must hold behind its step of [KEPT, end): the CPU's pages, but nothing of what stood behind `end`. */
+static void check_loaded(struct both *talk, const struct session *loaded, uint32_t end)
+{
+    const uint32_t last = (end - 1) / 64;
+    struct both cut = *talk;
+    cut.on_cuda = *loaded;
+    for (unsigned group = 0; group < BACKEND_GROUPS_MAX; group++)
+        if (talk->model->config.producer_count[group] > 0) {
+            cut.on_cpu.pages[group][last] = talk->on_cpu.pages[group][last + 1];
+            cpu_->page_copy_prefix(talk->cpu, group, cut.on_cpu.pages[group][last], talk->on_cpu.pages[group][last], end - last * 64);
+        }
+    check_pages(&cut, end, "behind a load");
+}
+
+enum { THERE = 150, KEPT = 140 };                   /* tokens; the last page comes as far as KEPT says */
+
+static void step_behind_a_load(struct both *talks, unsigned round)
+{
+    const bool second_too = round / 2 % 2 == 1;     /* loaded, behind the first */
+    const uint32_t rows = round % 3 == 0 ? 1 : 9, runs_of = 1 + (round % 4 > 0);
+    const size_t vocab = talks[0].model->config.vocab_size;
+    struct session loaded[2];
+    void *host[2][BACKEND_GROUPS_MAX] = {0};
+    float *want = logits_new(talks[0].model, 2), *got = logits_new(talks[0].model, 2);
+    for (unsigned i = 0; i < 2; i++) {
+        both_forward(&talks[i], 0, THERE, 0, "a prompt");
+        session_open_on_device(&loaded[i], cuda_, talks[i].model, talks[i].cuda, talks[i].tokens);
+        for (unsigned group = 0; group < BACKEND_GROUPS_MAX; group++)
+            if (talks[i].model->config.producer_count[group] > 0)
+                host[i][group] = pages_on_host(&talks[i].on_cuda, group, 3);
+    }
+    for (unsigned i = 0; i < 2; i++)                /* a step of one row is a graph from now on */
+        forward(&talks[1].on_cuda, THERE, 1, got, 1);
+    forward(&talks[0].on_cpu, KEPT, rows, want, 1);
+    forward(&talks[1].on_cpu, THERE, 1, want + vocab, 1);
+    emulation_set_seed(emulation_seed() + round);
+    emulation_set_eagerness(round % 2 ? 0 : 64);
+    uint64_t ticket = load(&loaded[0], host[0], KEPT);
+    if (second_too)
+        ticket = load(&loaded[1], host[1], THERE);
+    struct backend_run runs[2] = {session_run(&loaded[0], KEPT, rows, got, 1),
+                                  session_run(second_too ? &loaded[1] : &talks[1].on_cuda, THERE, 1, got + vocab, 1)};
+    runs[0].after = ticket;
+    forward_batch(&loaded[0], runs, runs_of);
+    emulation_set_eagerness(64);
+    check_logits(&talks[0], want, got, runs_of, "behind a load");
+    cuda_->copy_wait(talks[0].cuda, ticket);
+    check_loaded(&talks[0], &loaded[0], KEPT + rows);
+    for (unsigned i = 0; i < 2; i++) {
+        for (unsigned group = 0; group < BACKEND_GROUPS_MAX; group++)
+            cuda_->arena_destroy(talks[i].cuda, BACKEND_TIER_HOST, &host[i][group]);
+        session_close(&loaded[i]);
+    }
+    free(want), free(got);
+}
+
+/* Steps that begin before their pages have come; of one row and of some, of a shape that is a graph, beside a sequence that waits for nothing and
+ * one that was loaded, too. */
+static void steps_behind_loads_agree(void **state)
+{
+    (void)state;
+    const struct random_model shapes[] = {random_model_small(), random_model_gemma4()};
+    for (unsigned round = 0; round < 12; round++) {
+        struct model *model = model_make_with(&shapes[round % 2], RANDOM_RECIPE_MIXED);
+        struct backend *cpu = backend_make(cpu_, model, NULL, CONFIG(false)), *cuda = backend_make(cuda_, model, NULL, CONFIG(false));
+        struct both talks[2];
+        for (unsigned i = 0; i < 2; i++)
+            both_open(&talks[i], model, cpu, cuda, 40 + i);
+        step_behind_a_load(talks, round);
+        for (unsigned i = 0; i < 2; i++)
+            both_close(&talks[i]);
+        cpu_->destroy(&cpu), cuda_->destroy(&cuda);
+        model_destroy(&model);
+    }
+}
+
 /* What copy_done says is true: from then on the source may change. More copies are under way than there are events. */
 static void copies_end_when_they_say(void **state)
 {
@@ -465,7 +568,7 @@ int main(void)
         leaves_nothing(families_and_schemes_agree), leaves_nothing(batches_and_graphs_agree),
         leaves_nothing(as_many_graphs_as_are_kept),
         leaves_nothing(mixed_batches_agree), leaves_nothing(pages_of_the_cpu_go_on),
-        leaves_nothing(prefixes_agree), leaves_nothing(copies_end_when_they_say), leaves_nothing(drawn_tokens_are_the_samplers),
+        leaves_nothing(prefixes_agree), leaves_nothing(steps_behind_loads_agree), leaves_nothing(copies_end_when_they_say), leaves_nothing(drawn_tokens_are_the_samplers),
         leaves_nothing(infinities_are_an_error_of_their_run), leaves_nothing(infinities_inside_are_found),
         leaves_nothing(refusals_say_what_to_do), cmocka_unit_test(a_lost_device_is_lost_for_good),      /* its memory, too */
     };

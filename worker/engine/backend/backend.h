@@ -54,12 +54,21 @@ struct backend_run {
     void *const *pages[BACKEND_GROUPS_MAX];
     float *logits;                  /* (logit_rows, vocab): of the last logit_rows tokens of the run; NULL with 0 rows */
     struct backend_sample *sample;  /* NULL, or the token behind the last row is drawn by the backend: logits NULL, logit_rows 1 */
+    uint64_t after;                 /* the load (load_start) that its pages may still wait for, layer by layer; 0: none */
     uint32_t logit_rows;            /* 0: a chunk in the middle of a prompt; 1: its last, or decode; count: evaluation */
 };
 
 struct backend_batch {              /* runs of different sequences; no page that one writes is in another */
     const struct backend_run *runs;
     uint32_t run_count;             /* at least 1; the counts sum to at most rows_max */
+};
+
+/* A page that a load brings to the device, from whichever tier. */
+struct backend_page_copy {
+    uint32_t group;
+    uint32_t tokens;                /* 64: the page as it is; fewer: its first so many positions, zeros behind them (page_copy_prefix) */
+    void *dst;
+    const void *src;                /* no other copy's dst */
 };
 
 struct backend_device_health {      /* as of now; zeros where it does not say */
@@ -102,6 +111,11 @@ struct backend_ops {
     uint64_t (*copy_start)(struct backend *backend, void *dst, const void *src, size_t bytes);
     bool (*copy_done)(struct backend *backend, uint64_t ticket);              /* never blocks */
     void (*copy_wait)(struct backend *backend, uint64_t ticket);              /* returns when it is done */
+    /* Optional. Starts all of them, of one sequence, behind the copies started before and layer by layer: its first layers can compute while
+     * the pages of later ones arrive (backend_run.after). It takes some of the device from whoever computes. count: 1 .. the pages of a
+     * sequence of the model's context, and one more a group; copies is read during the call only. Returns the ticket of the whole. May wait
+     * for a load that was started before. */
+    uint64_t (*load_start)(struct backend *backend, const struct backend_page_copy *copies, uint32_t count);
     /* Optional, both or neither: device memory in several places that are computed with side by side (ranks), numbered from 0. All pages of
      * a run are of one place, copies between two places are not made. arena_create makes device arenas in place 0. */
     uint32_t (*homes)(const struct backend *backend);

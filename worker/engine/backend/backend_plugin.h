@@ -7,7 +7,7 @@
 #define ROOST_WORKER_ENGINE_BACKEND_PLUGIN_H
 #include <stdint.h>
 
-#define BACKEND_PLUGIN_ABI 2u
+#define BACKEND_PLUGIN_ABI 3u
 #define BACKEND_PLUGIN_SYMBOL "roost_backend_plugin"
 
 struct backend_ops;                /* worker/engine/backend/backend.h */

@@ -1,4 +1,4 @@
-/* backend_cuda.c - the CUDA backend: its device, its memory (all but tables and partials taken at create), arenas, copies, its table. */
+/* backend_cuda.c - the CUDA backend: its device, its memory (all but tables and partials taken at create), arenas, its table. */
 #include "worker/engine/backend/cuda/backend_cuda.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -50,9 +50,6 @@ static enum status open_device(struct backend *self)
                            "backend: cpu", name, major, minor, CAPABILITY_MIN);
     self->workers = ATTENTION_BLOCKS * (uint32_t)multiprocessors;
     TRY(gpu_check(cudaStreamCreateWithFlags(&self->stream, cudaStreamNonBlocking), "making a stream"));
-    TRY(gpu_check(cudaStreamCreateWithFlags(&self->copies.stream, cudaStreamNonBlocking), "making a stream"));
-    for (uint32_t i = 0; i < GPU_COPY_EVENTS; i++)
-        TRY(gpu_check(cudaEventCreateWithFlags(&self->copies.ended[i], cudaEventDisableTiming), "making events"));
     for (uint32_t rank = 0; rank < self->size && self->rank == 0; rank++)      /* they show the same devices to all */
         self->health[rank] = cuda_health_open((int)rank);
     return STATUS_OK;
@@ -258,8 +255,7 @@ static void cuda_destroy(struct backend **backend)
     if (!self)
         return;
     (void)cudaSetDevice(self->device);
-    if (self->copies.stream)
-        (void)cudaStreamSynchronize(self->copies.stream);
+    gpu_copies_finish(self);
     for (uint32_t rank = 0; rank < BACKEND_RANKS_MAX; rank++)
         cuda_health_close(&self->health[rank]);
     gpu_ranks_destroy(self);
@@ -267,11 +263,7 @@ static void cuda_destroy(struct backend **backend)
         (void)cudaStreamSynchronize(self->stream);
     gpu_graph_forget(self);
     gpu_step_destroy(self);
-    for (uint32_t i = 0; i < GPU_COPY_EVENTS; i++)
-        if (self->copies.ended[i])
-            (void)cudaEventDestroy(self->copies.ended[i]);
-    if (self->copies.stream)
-        (void)cudaStreamDestroy(self->copies.stream);
+    gpu_copies_destroy(self);
     if (self->stream)
         (void)cudaStreamDestroy(self->stream);
     gpu_free_all(self);
@@ -301,6 +293,7 @@ static enum status cuda_create(const struct model *model, const struct backend_c
     TRY_GOTO(make_groups(self), st, done);
     TRY_GOTO(make_model(self), st, done);
     TRY_GOTO(make_batch(self), st, done);
+    TRY_GOTO(gpu_copies_create(self), st, done);
     TRY_GOTO(gpu_check(cudaDeviceSynchronize(), "starting"), st, done);
     *out = self;
     self = NULL;
@@ -334,6 +327,7 @@ enum status gpu_compute(struct backend *self, const struct backend_batch *batch,
     if (!gpu_did(self, cudaSetDevice(self->device), "choosing the GPU"))
         return STATUS_FAIL(STATUS_CLOSED, "%s", self->why);
     TRY(gpu_step_make(self, batch));
+    self->step.follows = gpu_load_lacks(self, batch);
     if (!gpu_run_layers(self))
         return STATUS_FAIL(STATUS_CLOSED, "%s", self->why);
     *bad = find_bad_run(self);
@@ -369,14 +363,6 @@ static size_t cuda_page_bytes(const struct backend *self, uint32_t group)
     return self->groups[group].layout.slot_bytes * self->groups[group].layout.slots;
 }
 
-static void cuda_copy_prefix(struct backend *self, uint32_t group, void *dst, const void *src, uint32_t tokens)
-{
-    if (self->lost || !gpu_did(self, cudaSetDevice(self->device), "choosing the GPU"))
-        return;
-    if (gpu_launched(self, cuda_page_copy_prefix(&self->groups[group].layout, dst, src, tokens, self->copies.stream)))
-        (void)gpu_did(self, cudaStreamSynchronize(self->copies.stream), "copying the beginning of a page");
-}
-
 static enum status cuda_arena_create(struct backend *self, enum backend_tier tier, size_t bytes, void **base)
 {
     void *memory = NULL;
@@ -399,42 +385,6 @@ static void cuda_arena_destroy(struct backend *self, enum backend_tier tier, voi
     if (*base)
         (void)(tier == BACKEND_TIER_HOST ? cudaFreeHost(*base) : cudaFree(*base));
     *base = NULL;
-}
-
-/* ---- copies ---- */
-
-static void cuda_copy_wait(struct backend *self, uint64_t ticket)
-{
-    struct gpu_copies *copies = &self->copies;
-    if (copies->finished >= ticket)
-        return;
-    if (!self->lost)
-        (void)gpu_did(self, cudaEventSynchronize(copies->ended[ticket % GPU_COPY_EVENTS]), "copying a page");
-    copies->finished = ticket;
-}
-
-static bool cuda_copy_done(struct backend *self, uint64_t ticket)
-{
-    struct gpu_copies *copies = &self->copies;
-    while (copies->finished < ticket) {
-        const uint64_t next = copies->finished + 1;
-        const cudaError_t error = self->lost ? cudaSuccess : cudaEventQuery(copies->ended[next % GPU_COPY_EVENTS]);
-        if (error == cudaErrorNotReady)
-            return false;
-        (void)gpu_did(self, error, "copying a page");
-        copies->finished = next;
-    }
-    return true;
-}
-
-static uint64_t cuda_copy_start(struct backend *self, void *dst, const void *src, size_t bytes)
-{
-    struct gpu_copies *copies = &self->copies;
-    const uint64_t ticket = ++copies->started;
-    if (!self->lost && gpu_did(self, cudaSetDevice(self->device), "choosing the GPU") &&
-        gpu_did(self, cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDefault, copies->stream), "copying a page"))
-        (void)gpu_did(self, cudaEventRecord(copies->ended[ticket % GPU_COPY_EVENTS], copies->stream), "copying a page");
-    return ticket;
 }
 
 static bool cuda_samples(const struct backend *self)
@@ -461,12 +411,13 @@ const struct backend_ops backend_cuda_ops = {
     .destroy = cuda_destroy,
     .page_bytes = cuda_page_bytes,
     .forward = cuda_forward,
-    .page_copy_prefix = cuda_copy_prefix,
+    .page_copy_prefix = gpu_copy_prefix,
     .arena_create = cuda_arena_create,
     .arena_destroy = cuda_arena_destroy,
-    .copy_start = cuda_copy_start,
-    .copy_done = cuda_copy_done,
-    .copy_wait = cuda_copy_wait,
+    .copy_start = gpu_copy_start,
+    .copy_done = gpu_copy_done,
+    .copy_wait = gpu_copy_wait,
+    .load_start = gpu_load_start,
     .samples = cuda_samples,
     .health = cuda_read_health,
 };

@@ -1,5 +1,6 @@
 /* backend_cuda_internal.h - the CUDA backend's own state, shared by its files:
- *   backend_cuda.c          the device, life, arenas, copies, the table
+ *   backend_cuda.c          the device, life, arenas, the table
+ *   backend_cuda_copies.c   pages between the tiers, and steps that begin before they have landed
  *   backend_cuda_memory.c   memory of the device and pinned memory, errors as words
  *   backend_cuda_linear.c   matrices: tiled at create, multiplied
  *   backend_cuda_step.c     what a batch is, for kernels: tokens, positions, tables of pages, tasks of attention; copied in one go
@@ -109,6 +110,7 @@ struct gpu_shape {                 /* of a step: steps of one shape put the same
 struct gpu_step {                  /* the batch at work */
     struct gpu_shape shape;
     struct gpu_phase phases[GPU_PHASES];
+    bool follows;                  /* the newest load is still on its way */
     bool leave;                    /* phase 1 has fewer rows than phase 0: `wanted` says which */
     uint32_t *tokens, *wanted;
     void **row_page[MODEL_LAYER_TYPES];
@@ -133,10 +135,18 @@ struct gpu_graphs {
     bool off;                      /* for good: the runtime makes none */
 };
 
+struct gpu_load {                  /* the newest */
+    uint64_t ticket;               /* 0: there was none */
+    cudaEvent_t *landed;           /* owned; (layer_count): of producing layers, their part of all pages */
+    struct cuda_page_copy *host_table, *table;   /* (capacity), by group; the first pinned */
+    uint32_t capacity;
+};
+
 struct gpu_copies {
     cudaStream_t stream;
     cudaEvent_t ended[GPU_COPY_EVENTS];      /* of ticket t at t % GPU_COPY_EVENTS; copies end in their order, so a later one's tells as well */
     uint64_t started, finished;    /* tickets; finished as far as known */
+    struct gpu_load load;
 };
 
 struct backend {
@@ -237,6 +247,22 @@ bool gpu_run_layers(struct backend *self);
 enum status gpu_compute(struct backend *self, const struct backend_batch *batch, uint32_t *bad);
 /* What that means. */
 enum status gpu_verdict(uint32_t bad, uint32_t *failed_run);
+
+/* ---- backend_cuda_copies.c ---- */
+
+enum status gpu_copies_create(struct backend *self);
+void gpu_copies_finish(struct backend *self);              /* waits for those under way */
+void gpu_copies_destroy(struct backend *self);
+/* As in backend_ops. */
+void gpu_copy_prefix(struct backend *self, uint32_t group, void *dst, const void *src, uint32_t tokens);
+uint64_t gpu_copy_start(struct backend *self, void *dst, const void *src, size_t bytes);
+bool gpu_copy_done(struct backend *self, uint64_t ticket);
+void gpu_copy_wait(struct backend *self, uint64_t ticket);
+uint64_t gpu_load_start(struct backend *self, const struct backend_page_copy *copies, uint32_t count);
+/* Whether pages of the batch are still on their way. */
+bool gpu_load_lacks(struct backend *self, const struct backend_batch *batch);
+/* Where step.follows, the stream waits for a producing layer's part of them, before its keys and values are touched. */
+bool gpu_load_wait(struct backend *self, uint32_t index);
 
 /* ---- backend_cuda_ranks.c: with self->ranks ---- */
 

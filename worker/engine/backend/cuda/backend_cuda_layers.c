@@ -211,7 +211,7 @@ static bool run_layer(struct backend *self, uint32_t index, uint32_t *p)
         return false;
     if (produces) {
         q += layer->apart ? 0 : 2 * layout->kv_heads * layout->dim;
-        if (phase->own_rows > 0 && !store_kv(self, index, layer->in.outputs, phase))
+        if (!gpu_load_wait(self, index) || (phase->own_rows > 0 && !store_kv(self, index, layer->in.outputs, phase)))
             return false;
     }
     if (index == config->last_producer && !self->config.full_depth && self->step.leave) {
@@ -314,7 +314,7 @@ static bool wait(struct backend *self)
 bool gpu_run_layers(struct backend *self)
 {
     const uint32_t wanted = self->step.shape.wanted;
-    if (self->size == 1 && wanted == self->step.shape.rows && wanted <= GPU_GRAPH_ROWS && wanted <= self->logit_rows) {
+    if (self->size == 1 && !self->step.follows && wanted == self->step.shape.rows && wanted <= GPU_GRAPH_ROWS && wanted <= self->logit_rows) {
         if (!gpu_graph_run(self, whole) || !wait(self))
             return false;
         deliver(self, 0, wanted);
