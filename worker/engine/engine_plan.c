@@ -88,13 +88,14 @@ static void describe_choice(const struct engine *engine, const struct choice *ch
         return;
     }
     entry->bytes_held = tokens > 0 ? kv_homes_need(engine->homes, NULL, tokens) : 0;
+    entry->bytes_next_token = kv_homes_need(engine->homes, choice->sequence, tokens + 1);
     if (!kv_sequence_ready(choice->sequence)) {
         entry->state = SCHEDULER_LOADING;
+        entry->follows = kv_sequence_after(choice->sequence) != 0;
         return;
     }
     if (entry->tokens_left == 1 && !job->idle && !scores_prompt(choice))
         entry->state = SCHEDULER_DECODE;
-    entry->bytes_next_token = kv_homes_need(engine->homes, choice->sequence, tokens + 1);
 }
 
 static void describe_waiting(const struct engine *engine, struct job *job, uint32_t slot, struct scheduler_entry *entry)
@@ -205,6 +206,12 @@ static void suspend(struct engine *engine, struct choice *choice)
     engine_move_choice(engine, choice, CHOICE_SUSPENDED); /* and its run, if it has one, is taken out */
 }
 
+/* Where nobody else computes, what comes may be computed behind. */
+static void choose_load(struct engine *engine)
+{
+    kv_homes_load_by_layers(engine->homes, engine->running == 0);
+}
+
 static enum status open_sequence(struct engine *engine, struct choice *choice)
 {
     const struct job *job = choice->job;
@@ -214,6 +221,7 @@ static enum status open_sequence(struct engine *engine, struct choice *choice)
         prompt.ends = NULL;
         prompt.end_count = 0;
     }
+    choose_load(engine);
     return kv_homes_open(engine->homes, &prompt, &choice->sequence);
 }
 
@@ -229,7 +237,10 @@ static bool clear_cache(struct engine *engine, const struct job *job)
 
 static enum status bring_back(struct engine *engine, struct choice *choice)
 {
-    return choice->sequence != NULL ? kv_cache_resume(kv_sequence_cache(choice->sequence), choice->sequence) : open_sequence(engine, choice);
+    if (choice->sequence == NULL)
+        return open_sequence(engine, choice);
+    choose_load(engine);
+    return kv_cache_resume(kv_sequence_cache(choice->sequence), choice->sequence);
 }
 
 /* STATUS_AGAIN is a reason to wait only while there is somebody, or some copy, to wait for. */
@@ -313,11 +324,14 @@ static void admit_slot(struct engine *engine, uint32_t slot)
 
 /* ---- carrying out: the batch ---- */
 
-static void add_run(struct engine *engine, uint32_t slot, uint32_t tokens)
+/* may_follow: behind its copies. */
+static void add_run(struct engine *engine, uint32_t slot, uint32_t tokens, bool may_follow)
 {
     struct choice *choice = engine->slots[slot];
-    if (choice == NULL || choice->state != CHOICE_RUNNING || !kv_sequence_ready(choice->sequence))
-        return; /* it could not come, or its copies are under way */
+    if (choice == NULL || choice->state != CHOICE_RUNNING)
+        return; /* it could not come */
+    if (!kv_sequence_ready(choice->sequence) && !(may_follow && kv_sequence_after(choice->sequence) != 0))
+        return; /* its copies are under way */
     const uint32_t start = counted(choice), left = choice_known(choice) - start;
     engine->runs[engine->run_count++] =
         (struct engine_run){.choice = choice, .start = start, .count = tokens < left ? tokens : left};
@@ -462,9 +476,12 @@ static void carry_out(struct engine *engine)
                 resume(engine, engine->slots[action->id]);
             break;
         case SCHEDULER_ADMIT: admit_slot(engine, action->id); break;
-        case SCHEDULER_RUN: add_run(engine, action->id, action->tokens); break;
+        case SCHEDULER_RUN: add_run(engine, action->id, action->tokens, false); break;
         }
     }
+    for (uint32_t i = 0; i < plan->count && engine->run_count == 0; i++) /* nobody else would wait for the copies */
+        if (plan->actions[i].kind == SCHEDULER_RUN)
+            add_run(engine, plan->actions[i].id, plan->actions[i].tokens, true);
     for (uint32_t i = 0; i < engine->run_count; i++)
         if (engine->runs[i].choice != NULL && engine->runs[i].choice->state == CHOICE_RUNNING)
             reserve_run(engine, &engine->runs[i]);
@@ -498,6 +515,7 @@ static enum status forward(struct engine *engine, uint32_t *failed)
             .tokens = run->choice->ids + run->start,
             .count = run->count,
             .start = run->start,
+            .after = kv_sequence_after(run->choice->sequence),
             .logits = run->rows > 0 && !run->drawn ? run->logits : NULL,
             .sample = run->drawn ? &run->sample : NULL,
             .logit_rows = run->rows,
@@ -579,6 +597,7 @@ bool engine_plan_step(struct engine *engine)
     trace_plan(engine, &limits);
     carry_out(engine);
     tell_starts(engine);
+    const bool behind_copies = engine->run_count > 0 && kv_sequence_after(engine->runs[0].choice->sequence) != 0; /* it runs alone */
     compute(engine);
     for (uint32_t i = 0; i < engine->run_count; i++) {
         const struct engine_run *run = &engine->runs[i];
@@ -587,6 +606,7 @@ bool engine_plan_step(struct engine *engine)
     for (uint32_t i = 0; i < engine->run_count; i++)
         if (engine->runs[i].choice->state == CHOICE_RUNNING) /* not ended with another choice of its job */
             engine_take_logits(engine, &engine->runs[i]);
-    record_pace(engine, started_us);
+    if (!behind_copies) /* that says nothing about tokens */
+        record_pace(engine, started_us);
     return true;
 }

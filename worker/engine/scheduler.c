@@ -299,6 +299,21 @@ static void prefill(struct planner *planner)
     give_odd_rest(planner);
 }
 
+/* Where everybody waits for copies: the first computes behind its own. */
+static void follow(struct planner *planner)
+{
+    for (uint32_t i = 0; i < planner->count; i++)
+        if (planner->seats[i].tokens > 0)
+            return;
+    for (uint32_t i = 0; i < planner->count; i++) {
+        const struct seat *seat = &planner->seats[i];
+        if (seat->entry->state != SCHEDULER_LOADING || !seat->entry->follows || !stays(seat))
+            continue;
+        give_chunk(planner, i);
+        return;
+    }
+}
+
 /* ---- the plan ---- */
 
 static void add(struct scheduler_plan *plan, enum scheduler_action_kind kind, uint32_t id, uint32_t tokens)
@@ -330,6 +345,7 @@ void scheduler_plan(const struct scheduler_entry *entries, uint32_t count, const
     take_seats(&planner, entries, count);
     decode(&planner);
     prefill(&planner);
+    follow(&planner);
     plan->count = plan->tokens = 0;
     add_fate(plan, &planner, FATE_SUSPEND, SCHEDULER_SUSPEND);
     add_fate(plan, &planner, FATE_DROP, SCHEDULER_DROP);

@@ -18,7 +18,8 @@
  * If the first suspended or waiting one does not fit, or has to wait to be alone, nothing behind it comes (large prompts and suspects are
  * not overtaken for ever). Priorities are strict:
  * as long as higher ones keep all places or memory, lower ones wait until their deadline. Within a priority the first to arrive prefills first.
- * A sequence that is loading (copies under way) takes no tokens. The budget is in tokens; the engine derives it from the measured time per
+ * A sequence that is loading (copies under way) takes no tokens, but where nobody else would take any: then the first by rank that can computes
+ * behind its copies (follows), which nobody waits for. The budget is in tokens; the engine derives it from the measured time per
  * token so that a step stays under its limit; decode comes before it and is not
  * limited by it (the engine makes it at least the number that decode, plus one). Progress: when nothing else runs the first by rank always gets at least one token. */
 #ifndef ROOST_WORKER_ENGINE_SCHEDULER_H
@@ -39,14 +40,15 @@ struct scheduler_entry {             /* one sequence: a choice of a request, or 
     int32_t priority;                /* higher first */
     uint64_t arrival;                /* lower first */
     bool idle_only;
+    bool follows;                    /* LOADING: it can compute while its copies are under way */
     bool fresh;                      /* nothing of its reply is released here yet: it would share the blame */
     bool apart;                      /* fresh, and a worker was lost with it before; never with idle_only */
-    uint32_t tokens_left;            /* PREFILL, SUSPENDED: known tokens still to compute; WAITING: of the prompt, less what is cached */
+    uint32_t tokens_left;            /* PREFILL, LOADING, SUSPENDED: known tokens still to compute; WAITING: of the prompt, less what is cached */
     uint32_t tokens;                 /* counted so far, or cached (a chunk aims to end at a multiple of 64) */
     uint64_t bytes_held;             /* device bytes that suspending it would free */
-    uint64_t bytes_next_token;       /* PREFILL, DECODE: device bytes its next token needs (0 inside a page) */
+    uint64_t bytes_next_token;       /* PREFILL, LOADING, DECODE: device bytes its next token needs (0 inside a page) */
     uint64_t bytes_total;            /* WAITING, SUSPENDED: device bytes it needs to run to the end of the tokens it knows */
-    uint64_t bytes_per_page;         /* PREFILL: device bytes for each further block of 64 */
+    uint64_t bytes_per_page;         /* PREFILL, LOADING: device bytes for each further block of 64 */
 };
 
 struct scheduler_limits {

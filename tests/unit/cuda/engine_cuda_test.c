@@ -13,14 +13,16 @@ struct world {
     struct client clients[ENGINES];
 };
 
-/* The backend, and a count of what it draws. */
+/* The backend, and a count of what it draws, and of runs that begin before their pages have come. */
 static struct backend_ops counted;
-static unsigned drawn;
+static unsigned drawn, followed;
 
 static enum status count_forward(struct backend *backend, const struct backend_batch *batch, uint32_t *failed_run)
 {
-    for (uint32_t i = 0; i < batch->run_count; i++)
+    for (uint32_t i = 0; i < batch->run_count; i++) {
         drawn += batch->runs[i].sample != NULL;
+        followed += batch->runs[i].after != 0;
+    }
     return backend_cuda_ops.forward(backend, batch, failed_run);
 }
 
@@ -31,7 +33,7 @@ static void setup(struct world *world, struct random_model shape, bool sealed, u
     shape.context_tokens = 512;
     counted = backend_cuda_ops;
     counted.forward = count_forward;
-    drawn = 0;
+    drawn = followed = 0;
     assert_ok(random_model_create(&shape, world->dir));
     if (sealed)
         assert_ok(engine_seal(world->dir));       /* so the device has to give the CPU's answer */
@@ -161,7 +163,7 @@ static void the_host_tier_agrees(void **state)
         demoted += world.clients[CUDA].fates[i].demoted;
         promoted += world.clients[CUDA].fates[i].promoted;
     }
-    assert_true(demoted > 0 && promoted > 0);
+    assert_true(demoted > 0 && promoted > 0 && followed > 0);
     teardown(&world);
 }
 

@@ -246,6 +246,8 @@ static void check_nothing_is_left(struct client *client)
     assert_int_equal(progress.kv_tokens_used, 0);
 }
 
+static const struct backend_ops *backend_ops = &fake_backend_ops;
+
 static void soak(uint64_t seed, uint32_t conversations, uint32_t host, uint32_t chunk, uint32_t sequences,
                  uint32_t byte_ids_only, unsigned requests)
 {
@@ -256,6 +258,7 @@ static void soak(uint64_t seed, uint32_t conversations, uint32_t host, uint32_t 
     config.batch_tokens = chunk > 100 ? chunk : 100;
     config.sequences_max = sequences;
     config.queue_requests_max = 8;
+    config.backend = backend_ops;
     struct soak *soak = make_soak(&config, seed);
     fake_backend.byte_ids_only = byte_ids_only;
     fake_backend.eos_bonus = byte_ids_only ? 20 : 3;
@@ -305,6 +308,18 @@ static void one_at_a_time(void **state)
     soak(9, 3, 2, 1, 2, 0, 60);
 }
 
+/* Those that come back compute while their pages come, where nobody else does. */
+static void behind_loads(void **state)
+{
+    (void)state;
+    backend_ops = &fake_backend_loading_ops;
+    soak(11, 2, 8, 64, 1, 0, 200);
+    assert_true(fake_backend.followed > 20);
+    soak(14, 2, 4, 64, 3, 0, 300);
+    soak(15, 1, 4, 64, 8, 0, 300);
+    backend_ops = &fake_backend_ops;
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -312,6 +327,7 @@ int main(void)
         cmocka_unit_test(in_little_memory),
         cmocka_unit_test(without_a_host_tier),
         cmocka_unit_test(one_at_a_time),
+        cmocka_unit_test(behind_loads),
     };
     return cmocka_run_group_tests(tests, fixture_setup, fixture_teardown);
 }

@@ -10,6 +10,7 @@ enum { COPIES_MAX = 1 << 16, POISON = 0xDB };
 static const uint64_t salts[BACKEND_GROUPS_MAX] = {0x5851F42D4C957F2Du, 0x14057B7EF767814Fu};
 
 struct copy {
+    uint32_t group, tokens; /* tokens > 0: a prefix, read when it lands */
     uint8_t *dst;
     const uint8_t *src;
     size_t bytes;
@@ -33,60 +34,6 @@ static void require(bool condition, const char *what)
         return;
     fprintf(stderr, "fake backend: %s\n", what);
     abort();
-}
-
-/* ---- life ---- */
-
-static enum status create(const struct model *model, const struct backend_config *config, struct backend **out)
-{
-    struct backend *backend = calloc(1, sizeof *backend);
-    if (backend != NULL)
-        backend->copies = calloc(COPIES_MAX, sizeof *backend->copies);
-    if (backend == NULL || backend->copies == NULL) {
-        free(backend);
-        return STATUS_FAIL(STATUS_NO_MEMORY, "no memory");
-    }
-    backend->model = model;
-    backend->rows_max = config->rows_max;
-    backend->shape = fake_backend.shape;
-    backend->rng = fake_backend.late_seed;
-    if (model != NULL) {
-        const struct model_config *shape = &model->config;
-        backend->shape = (struct fake_backend_shape){.global = shape->producer_count[MODEL_LAYER_GLOBAL] > 0,
-                                                     .local = shape->producer_count[MODEL_LAYER_LOCAL] > 0,
-                                                     .window = shape->attention[MODEL_LAYER_LOCAL].window,
-                                                     .sinks = shape->attention[MODEL_LAYER_LOCAL].sinks};
-    }
-    *out = backend;
-    return STATUS_OK;
-}
-
-static void copy_land(struct backend *backend)
-{
-    struct copy *copy = &backend->copies[backend->first++ % COPIES_MAX];
-    require(hash_fast(copy->src, copy->bytes, 0) == copy->digest, "the source of a copy was written under way");
-    for (size_t i = 0; i < copy->bytes; i++)
-        require(copy->dst[i] == POISON, "the destination of a copy was written under way");
-    memcpy(copy->dst, copy->src, copy->bytes);
-}
-
-static void destroy(struct backend **pointer)
-{
-    struct backend *backend = *pointer;
-    if (backend == NULL)
-        return;
-    while (backend->first < backend->last)
-        copy_land(backend);
-    free(backend->copies);
-    free(backend);
-    *pointer = NULL;
-}
-
-static size_t page_bytes(const struct backend *backend, uint32_t group)
-{
-    if (group == 0)
-        return backend->shape.global ? FAKE_BACKEND_PAGE_GLOBAL : 0;
-    return backend->shape.local ? FAKE_BACKEND_PAGE_LOCAL : 0;
 }
 
 /* ---- rows ---- */
@@ -125,9 +72,75 @@ static void row_write(uint32_t group, void *page, uint32_t row, uint64_t hash)
         ((uint32_t *)((uint64_t *)page + BACKEND_PAGE_TOKENS))[row] = check_word(hash ^ salts[group]);
 }
 
+static void write_prefix(uint32_t group, void *dst, const void *src, uint32_t tokens)
+{
+    memset(dst, 0, group == 0 ? FAKE_BACKEND_PAGE_GLOBAL : FAKE_BACKEND_PAGE_LOCAL);
+    for (uint32_t i = 0; i < tokens; i++)
+        row_write(group, dst, i, fake_backend_row(group, src, i));
+    fake_backend.prefix_copies++;
+}
+
 static uint64_t row_at(const struct backend_run *run, uint32_t group, uint32_t position)
 {
     return fake_backend_row(group, run->pages[group][position / BACKEND_PAGE_TOKENS], position % BACKEND_PAGE_TOKENS);
+}
+
+/* ---- life ---- */
+
+static enum status create(const struct model *model, const struct backend_config *config, struct backend **out)
+{
+    struct backend *backend = calloc(1, sizeof *backend);
+    if (backend != NULL)
+        backend->copies = calloc(COPIES_MAX, sizeof *backend->copies);
+    if (backend == NULL || backend->copies == NULL) {
+        free(backend);
+        return STATUS_FAIL(STATUS_NO_MEMORY, "no memory");
+    }
+    backend->model = model;
+    backend->rows_max = config->rows_max;
+    backend->shape = fake_backend.shape;
+    backend->rng = fake_backend.late_seed;
+    if (model != NULL) {
+        const struct model_config *shape = &model->config;
+        backend->shape = (struct fake_backend_shape){.global = shape->producer_count[MODEL_LAYER_GLOBAL] > 0,
+                                                     .local = shape->producer_count[MODEL_LAYER_LOCAL] > 0,
+                                                     .window = shape->attention[MODEL_LAYER_LOCAL].window,
+                                                     .sinks = shape->attention[MODEL_LAYER_LOCAL].sinks};
+    }
+    *out = backend;
+    return STATUS_OK;
+}
+
+static void copy_land(struct backend *backend)
+{
+    struct copy *copy = &backend->copies[backend->first++ % COPIES_MAX];
+    for (size_t i = 0; i < copy->bytes; i++)
+        require(copy->dst[i] == POISON, "the destination of a copy was written under way");
+    if (copy->tokens > 0) {
+        write_prefix(copy->group, copy->dst, copy->src, copy->tokens);
+        return;
+    }
+    require(hash_fast(copy->src, copy->bytes, 0) == copy->digest, "the source of a copy was written under way");
+    memcpy(copy->dst, copy->src, copy->bytes);
+}
+
+static void destroy(struct backend **pointer)
+{
+    struct backend *backend = *pointer;
+    if (backend == NULL)
+        return;
+    while (backend->first < backend->last)
+        copy_land(backend);
+    free(backend->copies);
+    free(backend);
+    *pointer = NULL;
+}
+
+static size_t page_bytes(const struct backend *backend, uint32_t group)
+{
+    if (group == 0)
+        return backend->shape.global ? FAKE_BACKEND_PAGE_GLOBAL : 0;
+    return backend->shape.local ? FAKE_BACKEND_PAGE_LOCAL : 0;
 }
 
 /* ---- forward ---- */
@@ -187,6 +200,8 @@ static void write_logits(const struct backend *backend, const struct backend_run
     }
 }
 
+static void copy_wait(struct backend *backend, uint64_t ticket);
+
 static enum status forward(struct backend *backend, const struct backend_batch *batch, uint32_t *failed_run)
 {
     uint32_t rows = 0;
@@ -196,6 +211,10 @@ static enum status forward(struct backend *backend, const struct backend_batch *
         require((run->logit_rows == 0) == (run->logits == NULL), "logits and logit_rows do not agree");
         for (uint32_t g = 0; g < BACKEND_GROUPS_MAX; g++)
             require((run->pages[g] != NULL) == has_group(backend, g), "pages of a group that is absent, or none of one that is there");
+        if (run->after > 0) {
+            fake_backend.followed += backend->first < run->after;
+            copy_wait(backend, run->after);
+        }
         rows += run->count;
     }
     require(batch->run_count >= 1 && rows <= backend->rows_max, "a batch without runs, or with too many rows");
@@ -217,10 +236,7 @@ static enum status forward(struct backend *backend, const struct backend_batch *
 static void page_copy_prefix(struct backend *backend, uint32_t group, void *dst, const void *src, uint32_t tokens)
 {
     require(has_group(backend, group) && tokens >= 1 && tokens <= BACKEND_PAGE_TOKENS && dst != src, "a wrong prefix copy");
-    memset(dst, 0, page_bytes(backend, group));
-    for (uint32_t i = 0; i < tokens; i++)
-        row_write(group, dst, i, fake_backend_row(group, src, i));
-    fake_backend.prefix_copies++;
+    write_prefix(group, dst, src, tokens);
 }
 
 /* ---- arenas and copies ---- */
@@ -245,19 +261,38 @@ static void arena_destroy(struct backend *backend, enum backend_tier tier, void 
     *base = NULL;
 }
 
-static uint64_t copy_start(struct backend *backend, void *dst, const void *src, size_t bytes)
+static uint64_t put_copy(struct backend *backend, struct copy copy)
 {
-    require(bytes > 0 && dst != src && backend->last - backend->first < COPIES_MAX, "a wrong copy, or too many");
-    struct copy *copy = &backend->copies[backend->last++ % COPIES_MAX];
+    require(copy.bytes > 0 && copy.dst != copy.src && backend->last - backend->first < COPIES_MAX, "a wrong copy, or too many");
+    struct copy *place = &backend->copies[backend->last++ % COPIES_MAX];
     backend->rng = hash_mix(backend->rng, backend->last);
-    *copy = (struct copy){.dst = dst,
-                          .src = src,
-                          .bytes = bytes,
-                          .digest = hash_fast(src, bytes, 0),
-                          .polls = (uint32_t)(backend->rng % (fake_backend.late_polls_max + 1u))};
-    memset(dst, POISON, bytes);
+    copy.digest = copy.tokens > 0 ? 0 : hash_fast(copy.src, copy.bytes, 0);
+    copy.polls = (uint32_t)(backend->rng % (fake_backend.late_polls_max + 1u));
+    *place = copy;
+    memset(copy.dst, POISON, copy.bytes);
     fake_backend.copies++;
     return backend->last;
+}
+
+static uint64_t copy_start(struct backend *backend, void *dst, const void *src, size_t bytes)
+{
+    return put_copy(backend, (struct copy){.dst = dst, .src = src, .bytes = bytes});
+}
+
+/* A copy after the other; the last one's ticket. */
+static uint64_t load_start(struct backend *backend, const struct backend_page_copy *copies, uint32_t count)
+{
+    uint64_t ticket = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        const struct backend_page_copy *copy = &copies[i];
+        for (uint32_t k = 0; k < count; k++)
+            require(copy->src != copies[k].dst, "a load that reads what it writes");
+        ticket = put_copy(backend, (struct copy){.group = copy->group, .tokens = copy->tokens < BACKEND_PAGE_TOKENS ? copy->tokens : 0,
+                                                 .dst = copy->dst, .src = copy->src, .bytes = page_bytes(backend, copy->group)});
+    }
+    require(ticket > 0, "an empty load");
+    fake_backend.loads++;
+    return ticket;
 }
 
 static bool copy_done(struct backend *backend, uint64_t ticket)
@@ -278,17 +313,10 @@ static void copy_wait(struct backend *backend, uint64_t ticket)
         copy_land(backend);
 }
 
-const struct backend_ops fake_backend_ops = {
-    .name = "fake",
-    .bits = "fake",
-    .create = create,
-    .destroy = destroy,
-    .page_bytes = page_bytes,
-    .forward = forward,
-    .page_copy_prefix = page_copy_prefix,
-    .arena_create = arena_create,
-    .arena_destroy = arena_destroy,
-    .copy_start = copy_start,
-    .copy_done = copy_done,
-    .copy_wait = copy_wait,
-};
+#define OPS \
+    .name = "fake", .bits = "fake", .create = create, .destroy = destroy, .page_bytes = page_bytes, .forward = forward, \
+    .page_copy_prefix = page_copy_prefix, .arena_create = arena_create, .arena_destroy = arena_destroy, .copy_start = copy_start, \
+    .copy_done = copy_done, .copy_wait = copy_wait
+
+const struct backend_ops fake_backend_ops = {OPS};
+const struct backend_ops fake_backend_loading_ops = {OPS, .load_start = load_start};

@@ -22,7 +22,7 @@ struct fake_backend_shape {             /* of a backend made without a model */
 struct fake_backend_state {             /* one for the process; set between runs */
     struct fake_backend_shape shape;
     uint64_t forwards, tokens_computed, runs;   /* counted */
-    uint64_t copies, prefix_copies;
+    uint64_t copies, prefix_copies, loads, followed;    /* followed: runs that began before their copies had landed */
     enum status fail;                   /* not STATUS_OK: forward fails so, writing nothing, ... */
     uint64_t fail_in;                   /* ... after this many more calls; */
     uint32_t fail_run;                  /* ... naming this run of the batch (the last if there are fewer) */
@@ -32,7 +32,7 @@ struct fake_backend_state {             /* one for the process; set between runs
     uint64_t late_seed;
 };
 extern struct fake_backend_state fake_backend;
-extern const struct backend_ops fake_backend_ops;
+extern const struct backend_ops fake_backend_ops, fake_backend_loading_ops;     /* the second has load_start */
 
 /* What forward stores, for tests that check pages themselves: the running hash behind token, 1 before the first. */
 uint64_t fake_backend_hash(uint64_t previous, uint32_t token);

@@ -216,9 +216,11 @@ static void end(struct crowd *crowd, int r, bool keep)
 static void step(struct crowd *crowd, int r)
 {
     struct world_request *request = &crowd->requests[r];
-    if (!kv_sequence_ready(request->sequence))
+    const bool ready = kv_sequence_ready(request->sequence);
+    if (!ready && (kv_sequence_after(request->sequence) == 0 || drawn(crowd, 4) == 0))
         return;
-    world_verify(&crowd->world, request);
+    if (ready)
+        world_verify(&crowd->world, request);
     const uint32_t tokens = kv_sequence_tokens(request->sequence), chunk = 1 + drawn(crowd, crowd->world.shape.chunk);
     const uint32_t to = tokens + chunk < request->total ? tokens + chunk : request->total;
     enum status st = world_compute(&crowd->world, request, to, chunk);
@@ -233,6 +235,8 @@ static void step(struct crowd *crowd, int r)
         st = world_compute(&crowd->world, request, to, chunk);
     }
     assert_int_equal(st, STATUS_OK);
+    assert_true(kv_sequence_ready(request->sequence));
+    world_verify(&crowd->world, request);
     if (kv_sequence_tokens(request->sequence) == request->total)
         end(crowd, r, true);
 }
@@ -263,6 +267,8 @@ static void operate(struct crowd *crowd)
     const int r = some_request(crowd, true);
     const uint32_t what = drawn(crowd, 100);
     (void)kv_cache_poll(crowd->world.cache);
+    if (crowd->world.shape.loads)
+        kv_cache_load_by_layers(crowd->world.cache, drawn(crowd, 4) > 0);
     if (r < 0 || what < 22) {
         open_one(crowd);
     } else if (crowd->suspended[r]) {
@@ -368,6 +374,32 @@ static void with_a_host(void **state)
     run(&shape, OPERATIONS / 20);
 }
 
+static void behind_loads(void **state)
+{
+    (void)state;
+    struct world_shape shape = both;
+    shape.loads = true;
+    shape.device_bytes = 30000;
+    shape.host_bytes = 100000;
+    shape.late = 20;
+    run(&shape, OPERATIONS / 4);
+    assert_true(fake_backend.loads > 0 && fake_backend.followed > fake_backend.loads / 10);
+    shape.sinks = 5;
+    shape.open_max = 3;
+    shape.late = 200;
+    run(&shape, OPERATIONS / 10);
+    shape.device_bytes = 0;
+    shape.host_bytes = 9000;
+    shape.tight = true;
+    run(&shape, OPERATIONS / 20);
+    shape = both;
+    shape.loads = true;
+    shape.global = false;
+    shape.device_bytes = 25000;
+    shape.host_bytes = 20000;
+    run(&shape, OPERATIONS / 20);
+}
+
 static void one_group_only(void **state)
 {
     (void)state;
@@ -409,6 +441,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(without_a_host),
         cmocka_unit_test(with_a_host),
+        cmocka_unit_test(behind_loads),
         cmocka_unit_test(one_group_only),
         cmocka_unit_test(sinks_and_collisions),
     };

@@ -6,7 +6,7 @@ static struct kv_cache_config config_of(const struct world *world)
 {
     const struct world_shape *shape = &world->shape;
     return (struct kv_cache_config){
-        .ops = &fake_backend_ops,
+        .ops = shape->loads ? &fake_backend_loading_ops : &fake_backend_ops,
         .backend = world->backend,
         .groups = {{.page_bytes = fake_backend_ops.page_bytes(world->backend, 0)},
                    {.page_bytes = fake_backend_ops.page_bytes(world->backend, 1),
@@ -45,6 +45,7 @@ void world_create(struct world *world, const struct world_shape *shape)
         config.device_bytes += 64;
     }
     assert_ok(kv_cache_create(&config, &world->cache));
+    kv_cache_load_by_layers(world->cache, true);
 }
 
 void world_check(const struct world *world)
@@ -186,6 +187,7 @@ enum status world_compute(struct world *world, struct world_request *request, ui
         const struct backend_run run = {.tokens = request->ids + start,
                                         .count = count,
                                         .start = start,
+                                        .after = kv_sequence_after(sequence),
                                         .pages = {world->shape.global ? kv_sequence_pages(sequence, 0) : NULL,
                                                   world->shape.local ? kv_sequence_pages(sequence, 1) : NULL}};
         const struct backend_batch batch = {.runs = &run, .run_count = 1};

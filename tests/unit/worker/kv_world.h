@@ -15,6 +15,7 @@ struct world_shape {
     uint64_t device_bytes, host_bytes, hash_mask;   /* device_bytes 0: the least that is accepted */
     kv_fate_fn *on_fate;                /* NULL: nobody asks */
     void *fate_user;
+    bool loads;                         /* pages come back as loads, and sequences may compute behind them */
     bool tight;                         /* no tier holds a second sequence: what was matched may have to give way */
 };
 

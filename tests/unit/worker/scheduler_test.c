@@ -40,6 +40,14 @@ static struct scheduler_entry *add_prefill(int32_t priority, uint32_t tokens, ui
     return entry;
 }
 
+static struct scheduler_entry *add_loading(int32_t priority, uint32_t tokens, uint32_t left)
+{
+    struct scheduler_entry *entry = add_prefill(priority, tokens, left);
+    entry->state = SCHEDULER_LOADING;
+    entry->follows = true;
+    return entry;
+}
+
 static struct scheduler_entry *add_outside(enum scheduler_state state, int32_t priority, uint32_t tokens, uint32_t left)
 {
     struct scheduler_entry *entry = add(state, priority);
@@ -132,6 +140,29 @@ static void ranks(void **state)
     two.sequences_max = 2;
     add_outside(SCHEDULER_WAITING, 0, 0, 10);
     expect(&two, "run 1 10\n");
+}
+
+static void one_computes_behind_its_copies(void **state)
+{
+    (void)state;
+    add_loading(0, 640, 100);
+    EXPECT(1000, 100 * PAGE, "run 0 100\n");
+    add_loading(0, 640, 100)->follows = false;
+    add_loading(0, 640, 100);
+    add_loading(1, 640, 50);
+    add_loading(1, 640, 50);
+    EXPECT(1000, 100 * PAGE, "run 2 50\n"); /* one, the first by rank */
+    add_loading(0, 640, 1000);
+    EXPECT(100, 100 * PAGE, "run 0 64\n"); /* a chunk like any other */
+    add_loading(1, 640, 100);
+    add_decode(0, 10 * PAGE, 0);
+    EXPECT(1000, 100 * PAGE, "run 1 1\n"); /* others do not wait for its copies */
+    add_loading(1, 640, 100);
+    add_outside(SCHEDULER_WAITING, 0, 0, 10);
+    EXPECT(1000, 100 * PAGE, "admit 1\nrun 1 10\n");
+    add_loading(0, 640, 100)->idle_only = true;
+    add_decode(0, 10 * PAGE, 0);
+    EXPECT(1000, 100 * PAGE, "drop 0\nrun 1 1\n");
 }
 
 static void memory_suspends_the_lowest(void **state)
@@ -303,7 +334,9 @@ static void fill(uint64_t *rng)
         case 3:
             entry = add_outside(SCHEDULER_SUSPENDED, priority, rng_below(rng, 200), 1 + rng_below(rng, 1000));
             break;
-        default: entry = add(SCHEDULER_LOADING, priority); entry->bytes_held = PAGE * rng_below(rng, 20);
+        default:
+            entry = add_loading(priority, rng_below(rng, 500), 1 + rng_below(rng, 1000));
+            entry->follows = rng_below(rng, 2) == 0;
         }
         entry->arrival = rng_below(rng, 1000) * 64 + i;
         entry->idle_only = background && rng_below(rng, 3) == 0;
@@ -362,7 +395,8 @@ static void read_plan(struct outcome *outcomes)
             outcome->came = true;
             break;
         case SCHEDULER_RUN:
-            assert_true(entry->state != SCHEDULER_LOADING && (in_memory(entry) || outcome->came));
+            assert_true(in_memory(entry) || outcome->came);
+            assert_true(entry->state != SCHEDULER_LOADING || (entry->follows && action->tokens == plan.tokens)); /* alone */
             assert_true(!outcome->suspended && !outcome->dropped && outcome->tokens == 0);
             assert_true(action->tokens >= 1 && action->tokens <= entry->tokens_left);
             outcome->tokens = action->tokens;
@@ -400,7 +434,7 @@ static void check_rules(const struct scheduler_limits *with)
         apart_inside += in_memory(entry) && !gone && entry->apart;
         fresh += in_memory(entry) && !gone && (entry->state != SCHEDULER_DECODE || entry->fresh);
         worked = worked || outcome->tokens > 0;
-        ready = ready || entry->state == SCHEDULER_PREFILL || entry->state == SCHEDULER_DECODE || !in_memory(entry);
+        ready = ready || entry->state == SCHEDULER_PREFILL || entry->state == SCHEDULER_DECODE || !in_memory(entry) || entry->follows;
         freed += gone ? entry->bytes_held : 0;
         if (entry->state == SCHEDULER_DECODE) {
             assert_true(outcome->tokens == 1 || outcome->suspended); /* never starved */
@@ -602,7 +636,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(decode_comes_first),
         cmocka_unit_test(chunks_end_at_page_borders),
-        cmocka_unit_test(ranks),
+        cmocka_unit_test(ranks), cmocka_unit_test(one_computes_behind_its_copies),
         cmocka_unit_test(memory_suspends_the_lowest),
         cmocka_unit_test(who_comes_and_who_waits),
         cmocka_unit_test(higher_priorities_take_places),

@@ -142,7 +142,12 @@ static enum status create_tables(struct kv_cache *cache)
     cache->sequences = calloc(config->open_max, sizeof *cache->sequences);
     cache->path = calloc(cache->blocks_max, sizeof *cache->path);
     cache->missing = calloc(cache->blocks_max, sizeof *cache->missing);
-    if (cache->records == NULL || cache->transfers == NULL || cache->sequences == NULL || cache->path == NULL || cache->missing == NULL)
+    if (config->ops->load_start != NULL) {
+        cache->load_capacity = BACKEND_GROUPS_MAX * (cache->blocks_max + 2);       /* the source's pages, and its prefix */
+        cache->load = calloc(cache->load_capacity, sizeof *cache->load);
+    }
+    if (cache->records == NULL || cache->transfers == NULL || cache->sequences == NULL || cache->path == NULL || cache->missing == NULL ||
+        (cache->load == NULL && config->ops->load_start != NULL))
         return STATUS_FAIL(STATUS_NO_MEMORY, "no memory for the tables of a KV cache");
     return STATUS_OK;
 }
@@ -189,6 +194,7 @@ void kv_cache_destroy(struct kv_cache **pointer)
     recent_destroy(&cache->labels);
     free(cache->sequences);
     free(cache->transfers);
+    free(cache->load);
     free(cache->records);
     free(cache->path);
     free(cache->missing);
@@ -197,6 +203,11 @@ void kv_cache_destroy(struct kv_cache **pointer)
         kv_arena_destroy(&cache->arenas[tier]);
     free(cache);
     *pointer = NULL;
+}
+
+void kv_cache_load_by_layers(struct kv_cache *cache, bool by_layers)
+{
+    cache->by_layers = by_layers && cache->load != NULL;
 }
 
 void kv_cache_forget(struct kv_cache *cache)

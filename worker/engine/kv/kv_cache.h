@@ -136,9 +136,15 @@ enum status kv_cache_branch(struct kv_cache *cache, const struct kv_sequence *se
 /* Lets finished copies take effect; to be called before each step. False when no copy is under way. */
 bool kv_cache_poll(struct kv_cache *cache);
 bool kv_sequence_ready(const struct kv_sequence *sequence);       /* all its pages are on the device, nothing is under way */
+/* Whether what open and resume bring from the host from now on comes layer by layer, where the backend can do that, so that the sequence can
+ * compute behind it (kv_sequence_after). That takes some of the device from others that compute. At first: no. */
+void kv_cache_load_by_layers(struct kv_cache *cache, bool by_layers);
+/* Of one that is not ready and comes layer by layer: it may be reserved for and computed with, if the run says so (backend_run.after); append
+ * then waits for what is still under way, which is next to nothing. 0: it is ready, or has to wait. */
+uint64_t kv_sequence_after(const struct kv_sequence *sequence);
 
 /* Makes pages for the positions [tokens counted, tokens), at most chunk_tokens_max beyond the counted, demoting or evicting what is not
- * in use. STATUS_AGAIN: open sequences hold the rest; suspend or end one. The sequence must be ready. */
+ * in use. STATUS_AGAIN: open sequences hold the rest; suspend or end one. The sequence must be ready, or compute behind its copies. */
 enum status kv_cache_reserve(struct kv_cache *cache, struct kv_sequence *sequence, uint32_t tokens);
 
 /* Says that the KV of these tokens, which follow the ones counted so far, is in the pages. They must be reserved. Full blocks become

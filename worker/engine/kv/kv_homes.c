@@ -173,6 +173,12 @@ bool kv_homes_poll(struct kv_homes *homes)
     return copies;
 }
 
+void kv_homes_load_by_layers(struct kv_homes *homes, bool by_layers)
+{
+    for (uint32_t home = 0; home < homes->count; home++)
+        kv_cache_load_by_layers(homes->caches[home], by_layers);
+}
+
 void kv_homes_forget(struct kv_homes *homes)
 {
     for (uint32_t home = 0; home < homes->count; home++)

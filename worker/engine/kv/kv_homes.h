@@ -39,6 +39,7 @@ enum status kv_homes_open(struct kv_homes *homes, const struct kv_prompt *prompt
 void kv_homes_keep(struct kv_homes *homes, struct kv_sequence **sequence, uint32_t prompt_tokens, const uint8_t *label);
 bool kv_homes_labelled(const struct kv_homes *homes, const uint8_t *label);
 bool kv_homes_poll(struct kv_homes *homes);
+void kv_homes_load_by_layers(struct kv_homes *homes, bool by_layers);
 void kv_homes_forget(struct kv_homes *homes);
 uint64_t kv_homes_room(const struct kv_homes *homes);    /* of all; one sequence may find less, and open or reserve say so */
 uint64_t kv_homes_need(const struct kv_homes *homes, const struct kv_sequence *sequence, uint32_t tokens);

@@ -49,11 +49,57 @@ static void candidate_update(struct kv_cache *cache, uint32_t at, bool oldest)
 static void transfer_start(struct kv_cache *cache, uint32_t group, bool out, uint32_t from, uint32_t to)
 {
     const struct kv_arena *source = &cache->arenas[out ? DEVICE : HOST], *target = &cache->arenas[out ? HOST : DEVICE];
+    void *dst = kv_arena_address(target, to);
+    const void *src = kv_arena_address(source, from);
+    struct kv_transfer transfer = {.from = from, .to = to, .group = (uint8_t)group, .out = out};
     assert(cache->transfer_count < cache->transfer_capacity); /* a device page is in one copy at most */
-    cache->ticket_last = cache->config.ops->copy_start(cache->config.backend, kv_arena_address(target, to),
-                                                       kv_arena_address(source, from), source->page_bytes[group]);
-    cache->transfers[(cache->transfer_first + cache->transfer_count++) % cache->transfer_capacity] =
-        (struct kv_transfer){.ticket = cache->ticket_last, .from = from, .to = to, .group = (uint8_t)group, .out = out};
+    if (cache->gathering) {
+        assert(!out && cache->load_count < cache->load_capacity);
+        cache->load[cache->load_count++] = (struct backend_page_copy){.group = group, .tokens = KV_BLOCK, .dst = dst, .src = src};
+        cache->load_transfers++;
+    } else {
+        transfer.ticket = cache->ticket_last = cache->config.ops->copy_start(cache->config.backend, dst, src, source->page_bytes[group]);
+    }
+    cache->transfers[(cache->transfer_first + cache->transfer_count++) % cache->transfer_capacity] = transfer;
+}
+
+static void start_load(struct kv_cache *cache)
+{
+    if (cache->load_count == 0)
+        return;
+    cache->ticket_last = cache->config.ops->load_start(cache->config.backend, cache->load, cache->load_count);
+    for (uint32_t t = cache->transfer_count - cache->load_transfers; t < cache->transfer_count; t++)
+        cache->transfers[(cache->transfer_first + t) % cache->transfer_capacity].ticket = cache->ticket_last;
+    cache->load_count = cache->load_transfers = 0;
+}
+
+void kv_load_begin(struct kv_cache *cache)
+{
+    cache->gathering = cache->by_layers;
+}
+
+bool kv_load_any(const struct kv_cache *cache)
+{
+    return cache->load_count > 0;
+}
+
+void kv_load_prefix(struct kv_cache *cache, uint32_t at, uint32_t group, void *dst, uint32_t tokens)
+{
+    const struct kv_node *node = kv_node(cache, at);
+    const void *src = kv_arena_address(&cache->arenas[DEVICE], node->page[DEVICE][group]);
+    for (uint32_t i = 0; i < cache->load_transfers; i++)
+        if (cache->load[i].dst == src) { /* it comes itself: both from the host */
+            src = cache->load[i].src;
+            break;
+        }
+    assert(cache->load_count < cache->load_capacity);
+    cache->load[cache->load_count++] = (struct backend_page_copy){.group = group, .tokens = tokens, .dst = dst, .src = src};
+}
+
+void kv_load_end(struct kv_cache *cache)
+{
+    start_load(cache);
+    cache->gathering = false;
 }
 
 static void held_add(struct kv_cache *cache, const struct kv_node *node, uint32_t group, int change)
@@ -109,18 +155,23 @@ bool kv_pages_land(struct kv_cache *cache)
     return any;
 }
 
+void kv_pages_land_until(struct kv_cache *cache, uint64_t ticket)
+{
+    if (cache->ticket_landed < ticket)
+        cache->config.ops->copy_wait(cache->config.backend, ticket);
+    while (cache->transfer_count > 0 && cache->transfers[cache->transfer_first].ticket <= ticket)
+        land(cache);
+}
+
 static void land_first(struct kv_cache *cache)
 {
-    cache->config.ops->copy_wait(cache->config.backend, cache->transfers[cache->transfer_first].ticket);
-    land(cache);
+    kv_pages_land_until(cache, cache->transfers[cache->transfer_first].ticket);
 }
 
 void kv_pages_land_all(struct kv_cache *cache)
 {
     if (cache->transfer_count > 0)
-        cache->config.ops->copy_wait(cache->config.backend, cache->ticket_last);
-    while (cache->transfer_count > 0)
-        land(cache);
+        kv_pages_land_until(cache, cache->ticket_last);
 }
 
 /* ---- taking a page ---- */
@@ -150,6 +201,7 @@ static uint32_t take(struct kv_cache *cache, enum backend_tier tier, uint32_t gr
     uint32_t page = kv_arena_take(arena, group, owner);
     if (page != 0)
         return page;
+    start_load(cache);
     kv_pages_land_all(cache); /* what is being copied cannot move; nothing else is waited for here often */
     page = kv_arena_take(arena, group, owner);
     if (page == 0 && kv_arena_compact(arena, group, move_page, &(struct move){.cache = cache, .tier = tier}))

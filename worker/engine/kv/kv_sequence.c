@@ -2,7 +2,7 @@
  *
  *                       copies landed             reserve, append
  *     open ---> coming ---------------> ready ---------------------> ready ---keep---> a record in the tree
- *                 ^                       | suspend                    \-----drop---> nothing but what others have
+ *                 ^   \_ computes _______/| suspend                    \-----drop---> nothing but what others have
  *                 \------- resume ------- suspended (a record too: pinned where the host has room for it)
  *
  * A suspended sequence is a kept path whose ids are remembered: its nodes leave for the host like any others, at once, and resuming it
@@ -272,14 +272,39 @@ static void settle(struct kv_sequence *sequence)
         return;
     const struct kv_node *node = kv_node(cache, sequence->source);
     for (uint32_t g = 0; g < BACKEND_GROUPS_MAX; g++)
-        if (kv_has_group(cache, g))
+        if (kv_has_group(cache, g) && !sequence->prefixed)
             cache->config.ops->page_copy_prefix(cache->config.backend, g, sequence->table[g][sequence->node_count],
                                                 kv_arena_address(&cache->arenas[DEVICE], node->page[DEVICE][g]),
                                                 sequence->tokens % KV_BLOCK);
     const uint32_t source = sequence->source;
     sequence->source = 0;
+    sequence->prefixed = false;
     use(cache, source, kv_has_group(cache, 1), -1);
     kv_node_release(cache, source);
+}
+
+static void arrive(struct kv_sequence *sequence)
+{
+    if (sequence->ticket > sequence->cache->ticket_landed)
+        kv_pages_land_until(sequence->cache, sequence->ticket);
+    settle(sequence);
+}
+
+/* Before its own pages change hands: a load may still write into the first. */
+static void finish_load(struct kv_sequence *sequence)
+{
+    if (sequence->prefixed)
+        arrive(sequence);
+}
+
+/* The prefix of the source's pages goes with the load of the others, if there is one. */
+static void load_prefix(struct kv_sequence *sequence)
+{
+    struct kv_cache *cache = sequence->cache;
+    sequence->prefixed = sequence->source != 0 && kv_load_any(cache);
+    for (uint32_t g = 0; sequence->prefixed && g < BACKEND_GROUPS_MAX; g++)
+        if (kv_has_group(cache, g))
+            kv_load_prefix(cache, sequence->source, g, sequence->table[g][sequence->node_count], sequence->tokens % KV_BLOCK);
 }
 
 static void release_nodes(struct kv_sequence *sequence, uint32_t count)
@@ -340,7 +365,7 @@ static enum status attach(struct kv_sequence *sequence, struct match match)
     sequence->node_count = sequence->block_count = blocks;
     sequence->tokens = match.tokens;
     sequence->source = match.source;
-    sequence->trimmed = false;
+    sequence->by_layers = sequence->prefixed = sequence->trimmed = false;
     set_windows(sequence);
     /* As if it were R longer already: what is computed on the way has to be in the same bucket when the path is kept. */
     kv_points_choose(cache, sequence->nodes, blocks, sequence->prompt_tokens + cache->config.rewind_tokens, sequence->ends,
@@ -366,6 +391,7 @@ static enum status attach(struct kv_sequence *sequence, struct match match)
         return st;
     }
     bool coming = false;
+    kv_load_begin(cache);
     for (uint32_t b = 0; b < blocks; b++) {
         coming |= bring(cache, sequence->nodes[b], pinned(sequence, b));
         if (b > 0)
@@ -373,11 +399,14 @@ static enum status attach(struct kv_sequence *sequence, struct match match)
     }
     if (match.source != 0)
         coming |= bring(cache, match.source, local);
-    sequence->ticket = coming ? cache->ticket_last : 0;
     for (uint32_t b = 0; b < blocks; b++)
         table_set_node(sequence, b);
     if (match.tokens % KV_BLOCK != 0)
         tail_add(sequence);
+    load_prefix(sequence);
+    sequence->by_layers = kv_load_any(cache);
+    kv_load_end(cache);
+    sequence->ticket = coming ? cache->ticket_last : 0;
     const uint32_t end = match.source != 0 ? match.source : blocks > 0 ? sequence->nodes[blocks - 1] : 0;
     for (uint32_t at = end != 0 ? kv_node(cache, end)->records : 0; at != 0; at = cache->records[at].next)
         kv_record_touch(cache, at);
@@ -486,7 +515,12 @@ fail:
 
 bool kv_sequence_ready(const struct kv_sequence *sequence)
 {
-    return !sequence->suspended && sequence->source == 0 && sequence->ticket <= sequence->cache->ticket_landed;
+    return !sequence->suspended && (sequence->source == 0 || sequence->prefixed) && sequence->ticket <= sequence->cache->ticket_landed;
+}
+
+uint64_t kv_sequence_after(const struct kv_sequence *sequence)
+{
+    return !sequence->suspended && sequence->by_layers && sequence->ticket > sequence->cache->ticket_landed ? sequence->ticket : 0;
 }
 
 bool kv_cache_poll(struct kv_cache *cache)
@@ -513,7 +547,7 @@ bool kv_cache_poll(struct kv_cache *cache)
 
 enum status kv_cache_reserve(struct kv_cache *cache, struct kv_sequence *sequence, uint32_t tokens)
 {
-    assert(kv_sequence_ready(sequence));
+    assert(kv_sequence_ready(sequence) || kv_sequence_after(sequence) != 0);
     if (tokens > cache->config.sequence_tokens_max)
         return STATUS_FAIL(STATUS_LIMIT, "a sequence has at most %u tokens, not %u", cache->config.sequence_tokens_max, tokens);
     if (tokens > sequence->tokens && tokens - sequence->tokens > cache->config.chunk_tokens_max)
@@ -603,8 +637,10 @@ static void slide(struct kv_sequence *sequence)
 
 void kv_cache_append(struct kv_cache *cache, struct kv_sequence *sequence, const uint32_t *ids, uint32_t count)
 {
-    assert(kv_sequence_ready(sequence) && count <= sequence->block_count * KV_BLOCK - sequence->tokens);
+    assert(kv_sequence_ready(sequence) || kv_sequence_after(sequence) != 0);
+    assert(count <= sequence->block_count * KV_BLOCK - sequence->tokens);
     (void)cache;
+    arrive(sequence);
     memcpy(sequence->ids + sequence->tokens, ids, count * sizeof *ids);
     sequence->tokens += count;
     while (sequence->tokens / KV_BLOCK > sequence->node_count)
@@ -640,6 +676,7 @@ static uint32_t close_path(struct kv_sequence *sequence)
     struct kv_cache *cache = sequence->cache;
     const uint32_t part = sequence->tokens % KV_BLOCK, blocks = sequence->node_count;
     uint32_t end = 0;
+    assert(!sequence->prefixed);
     if (part > 0 && sequence->source != 0) {
         end = sequence->source;
     } else if (part > 0) {
@@ -682,6 +719,7 @@ void kv_cache_drop(struct kv_cache *cache, struct kv_sequence **pointer)
         if (sequence->record != 0)
             kv_record_drop(cache, sequence->record);
     } else {
+        finish_load(sequence);
         tails_give(sequence);
         release_source(sequence);
         release_all(sequence, 0);
@@ -705,6 +743,7 @@ void kv_cache_keep(struct kv_cache *cache, struct kv_sequence **pointer, uint32_
         kv_cache_drop(cache, pointer);
         return;
     } else {
+        finish_load(sequence);
         const uint32_t end = close_path(sequence);
         record = record_path(sequence, prompt_tokens, false, false);
         release_all(sequence, end);
@@ -755,6 +794,7 @@ void kv_cache_suspend(struct kv_cache *cache, struct kv_sequence *sequence)
     if (sequence->suspended)
         return;
     sequence->record = 0;
+    finish_load(sequence);
     if (sequence->tokens > 0) {
         const bool whole = pin_host(sequence, false), pin = whole || pin_host(sequence, true);
         const uint32_t end = close_path(sequence);

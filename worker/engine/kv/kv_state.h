@@ -79,6 +79,8 @@ struct kv_sequence {
     void **table[BACKEND_GROUPS_MAX];   /* (blocks_max) */
     uint32_t source;                    /* node whose first tokens % 64 tokens are still to be copied; used until then */
     uint64_t ticket;                    /* ready when this copy has landed */
+    bool by_layers;                     /* that copy is a load; what else is missing was under way before it */
+    bool prefixed;                      /* it copies the source's prefix, too, which is still to settle */
     uint32_t pin_from, claim_from;      /* blocks; its nodes from there on are pinned, claimed (beside sinks and points) */
     struct kv_points points;
     uint32_t host_pages[BACKEND_GROUPS_MAX];    /* reserved on the host, or pinned there while suspended */
@@ -102,6 +104,10 @@ struct kv_cache {
     struct kv_transfer *transfers;      /* ring (transfer_capacity) */
     uint32_t transfer_capacity, transfer_first, transfer_count;
     uint64_t ticket_last, ticket_landed;
+    struct backend_page_copy *load;     /* (load_capacity): of the sequence that is coming in, not started. NULL: the backend has no load_start */
+    uint32_t load_capacity, load_count, load_transfers;  /* transfers: the last of the ring, ticket 0 until the load has started */
+    bool by_layers;                     /* what open and resume bring goes into it */
+    bool gathering;                     /* one of them is at it */
     uint32_t held[BACKEND_GROUPS_MAX];  /* device pages that open sequences need: of nodes used (0) or pinned (1), and tails */
     uint32_t soon[BACKEND_GROUPS_MAX];  /* device pages that are given back when their copy lands */
     uint32_t host_held[BACKEND_GROUPS_MAX];     /* sum of host_pages */
@@ -143,6 +149,14 @@ static inline uint32_t kv_claim_block(const struct kv_cache *cache, uint32_t tok
 /* Lets copies that have landed take effect; true if any did. */
 bool kv_pages_land(struct kv_cache *cache);
 void kv_pages_land_all(struct kv_cache *cache);     /* waits */
+void kv_pages_land_until(struct kv_cache *cache, uint64_t ticket);      /* waits, as far as needed */
+
+/* One load (backend_ops.load_start) of what is fetched between begin and end, if pages are to come by layers. any: something is in it that has not
+ * started. prefix: the first tokens of a node's page, into another one, go with it. */
+void kv_load_begin(struct kv_cache *cache);
+bool kv_load_any(const struct kv_cache *cache);
+void kv_load_prefix(struct kv_cache *cache, uint32_t node, uint32_t group, void *dst, uint32_t tokens);
+void kv_load_end(struct kv_cache *cache);
 
 /* uses, pins: of open sequences on the device; a page that was leaving stays. kv_node_release frees a node that nothing refers to. */
 void kv_node_use(struct kv_cache *cache, uint32_t node, int change);
