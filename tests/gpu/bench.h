@@ -101,9 +101,12 @@ void bench_attention(struct bench *bench);
 void bench_rows(struct bench *bench);
 void bench_steps(struct bench *bench);
 
-/* bench_lt.c: cuBLASLt, opened if it is there. int8 to int32, weights[turn % copies] (outputs, depth). NAN: not there, or no kernel for it; rows_taken,
- * touched only where it is there: what it was given, more than rows where it has none for so few. */
-double bench_lt(struct bench *bench, uint32_t rows, uint32_t outputs, uint32_t depth, void *const *weights, uint32_t copies, uint32_t *rows_taken);
+/* bench_scale.cu: the job's out from its sums (rows, outputs), as the kernels of gemm_*.cu end. */
+bool bench_scale(const struct bench *bench, const struct cuda_gemm *job, const int32_t *sums, cudaStream_t stream);
+
+/* bench_lt.c: the job by cuBLASLt, opened if it is there: int8 to int32, weights[turn % copies] (outputs, depth), then bench_scale. NAN: not there, or
+ * no kernel for it; rows_taken, touched only where it is there: what the product was given, more than the job's where it has none for so few. */
+double bench_lt(struct bench *bench, const struct cuda_gemm *job, void *const *weights, uint32_t copies, uint32_t *rows_taken);
 
 #ifdef __cplusplus
 }

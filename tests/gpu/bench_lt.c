@@ -1,4 +1,5 @@
-/* bench_lt.c - cuBLASLt's int8 product, opened at run time where it is there; its header has to be there when this is compiled. */
+/* bench_lt.c - cuBLASLt's int8 product with our epilogue behind it, opened at run time where it is there; its header has to be there when this is
+ * compiled. It has no scales by row, so its int32 sums go through memory. */
 #include <dlfcn.h>
 #include "bench.h"
 
@@ -43,6 +44,8 @@ struct product {
     cublasLtMatrixLayout_t weight, a, out;
     cublasLtMatmulPreference_t preference;
     cublasLtMatmulHeuristicResult_t found;
+    const struct bench *bench;
+    const struct cuda_gemm *job;
     const void *a_data;
     void *const *weights;
     uint32_t copies;
@@ -54,7 +57,8 @@ static bool launch(void *user, uint32_t turn, cudaStream_t stream)
     const struct product *p = user;
     const int32_t one = 1, zero = 0;
     return lt_.cublasLtMatmul(lt_.handle, p->operation, &one, p->weights[turn % p->copies], p->weight, p->a_data, p->a, &zero, p->out_data, p->out,
-                              p->out_data, p->out, &p->found.algo, p->workspace, WORKSPACE, stream) == CUBLAS_STATUS_SUCCESS;
+                              p->out_data, p->out, &p->found.algo, p->workspace, WORKSPACE, stream) == CUBLAS_STATUS_SUCCESS &&
+           bench_scale(p->bench, p->job, p->out_data, stream);
 }
 
 /* Row-major (rows, depth) times (outputs, depth)^T is column-major (outputs, depth)^T^T times (depth, rows): out (rows, outputs) row-major. */
@@ -89,27 +93,28 @@ static void forget(struct product *p)
         (void)lt_.cublasLtMatmulDescDestroy(p->operation);
 }
 
-static double measure(struct bench *bench, uint32_t rows, uint32_t outputs, uint32_t depth, void *const *weights, uint32_t copies)
+/* rows: of the product, at least the job's. */
+static double measure(struct bench *bench, const struct cuda_gemm *job, uint32_t rows, void *const *weights, uint32_t copies)
 {
-    struct product p = {.a_data = bench_bytes(bench, (size_t)rows * depth), .weights = weights, .copies = copies,
-                        .out_data = bench_new(bench, (size_t)rows * outputs * sizeof(int32_t)), .workspace = bench_new(bench, WORKSPACE)};
-    const double time = p.a_data && p.out_data && p.workspace && describe(&p, rows, outputs, depth) && launch(&p, 0, bench->stream)
+    struct product p = {.bench = bench, .job = job, .a_data = bench_bytes(bench, (size_t)rows * job->depth), .weights = weights, .copies = copies,
+                        .out_data = bench_new(bench, (size_t)rows * job->outputs * sizeof(int32_t)), .workspace = bench_new(bench, WORKSPACE)};
+    const double time = p.a_data && p.out_data && p.workspace && describe(&p, rows, job->outputs, job->depth) && launch(&p, 0, bench->stream)
                             ? bench_time(bench, launch, &p) : NAN;
     forget(&p);
     return time;
 }
 
-double bench_lt(struct bench *bench, uint32_t rows, uint32_t outputs, uint32_t depth, void *const *weights, uint32_t copies, uint32_t *rows_taken)
+double bench_lt(struct bench *bench, const struct cuda_gemm *job, void *const *weights, uint32_t copies, uint32_t *rows_taken)
 {
-    const uint32_t failures = bench->failures, whole = (rows + ROWS_WHOLE - 1) / ROWS_WHOLE * ROWS_WHOLE;
+    const uint32_t rows = job->rows, failures = bench->failures, whole = (rows + ROWS_WHOLE - 1) / ROWS_WHOLE * ROWS_WHOLE;
     if (!lt_.tried)
         lt_.there = open_library();
     if (!lt_.there)
         return NAN;
-    double time = measure(bench, rows, outputs, depth, weights, copies);
+    double time = measure(bench, job, rows, weights, copies);
     *rows_taken = rows;
     if (isnan(time) && whole != rows) {
-        time = measure(bench, whole, outputs, depth, weights, copies);
+        time = measure(bench, job, whole, weights, copies);
         *rows_taken = whole;
     }
     bench->failures = failures;            /* a peer's are not ours */
@@ -118,9 +123,9 @@ double bench_lt(struct bench *bench, uint32_t rows, uint32_t outputs, uint32_t d
 
 #else
 
-double bench_lt(struct bench *bench, uint32_t rows, uint32_t outputs, uint32_t depth, void *const *weights, uint32_t copies, uint32_t *rows_taken)
+double bench_lt(struct bench *bench, const struct cuda_gemm *job, void *const *weights, uint32_t copies, uint32_t *rows_taken)
 {
-    (void)bench, (void)rows, (void)outputs, (void)depth, (void)weights, (void)copies, (void)rows_taken;
+    (void)bench, (void)job, (void)weights, (void)copies, (void)rows_taken;
     return NAN;
 }
 

@@ -1,5 +1,5 @@
-/* bench_steps.c - whole steps of a model of random weights through the CUDA backend's table: decode at batch 1 and 64, a prompt on a miss and on a hit.
- * By the host's clock around forward, so all of the host's part is in: checks, tables, plans, copies of logits. */
+/* bench_steps.c - whole steps of a model of random weights through the CUDA backend's table: decode at batch 1 and 64, a prompt on a miss and on a hit,
+ * on the device and in the host's memory. By the host's clock around forward, so all of the host's part is in: checks, tables, plans, copies of logits. */
 #include <stdlib.h>
 #include <string.h>
 #include "bench.h"
@@ -28,7 +28,7 @@ struct scene {
     struct plan plan;
     struct model *model;
     struct backend *backend;
-    void *arenas[BACKEND_GROUPS_MAX];
+    void *arenas[BACKEND_GROUPS_MAX], *on_host[BACKEND_GROUPS_MAX];    /* the second: pages of the prompt */
     struct talk talks[BATCH_MAX + 1];  /* 0: the one of the prompt */
     uint32_t *tokens;
 };
@@ -147,8 +147,10 @@ static bool make_pages(struct scene *scene)
 
 static void scene_close(struct scene *scene)
 {
-    for (uint32_t group = 0; group < BACKEND_GROUPS_MAX && scene->backend; group++)
+    for (uint32_t group = 0; group < BACKEND_GROUPS_MAX && scene->backend; group++) {
         ops_->arena_destroy(scene->backend, BACKEND_TIER_DEVICE, &scene->arenas[group]);
+        ops_->arena_destroy(scene->backend, BACKEND_TIER_HOST, &scene->on_host[group]);
+    }
     ops_->destroy(&scene->backend);
     model_destroy(&scene->model);
     free(scene->tokens);
@@ -235,6 +237,104 @@ static void copy_talks(struct scene *scene)
         ops_->copy_wait(scene->backend, ticket);
 }
 
+/* ---- a hit in the host's memory ---- */
+
+/* The prompt's pages that going on at `tokens` needs, all but the last as they are; out NULL: only counted. */
+static uint32_t copies_of(const struct scene *scene, uint32_t tokens, struct backend_page_copy *out)
+{
+    uint32_t count = 0;
+    for (uint32_t group = 0; group < BACKEND_GROUPS_MAX; group++)
+        for (uint32_t page = first_page(&scene->plan, group, tokens); page < (tokens + 63) / 64 && scene->arenas[group]; page++, count++)
+            if (out)
+                out[count] = (struct backend_page_copy){
+                    .group = group, .tokens = tokens - page * 64 < 64 ? tokens - page * 64 : 64, .dst = scene->talks[0].pages[group][page],
+                    .src = (char *)scene->on_host[group] + page * ops_->page_bytes(scene->backend, group)};
+    return count;
+}
+
+static double load_bytes(const struct plan *plan, uint32_t tokens)
+{
+    double bytes = 0;
+    for (const char *layer = plan->shape.layers; *layer; layer++)
+        bytes += ((tokens + 63) / 64 - first_page(plan, *layer == 'L' ? MODEL_LAYER_LOCAL : MODEL_LAYER_GLOBAL, tokens)) * 64.0 *
+                 plan->shape.kv_head_count * (2.0 * plan->shape.head_dim + 8);
+    return bytes;
+}
+
+static void to_host(struct scene *scene, const struct backend_page_copy *copies, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++)
+        ops_->copy_wait(scene->backend, ops_->copy_start(scene->backend, (void *)(uintptr_t)copies[i].src, copies[i].dst,
+                                                         ops_->page_bytes(scene->backend, copies[i].group)));
+}
+
+static bool make_host(struct scene *scene, uint32_t tokens)
+{
+    for (uint32_t group = 0; group < BACKEND_GROUPS_MAX; group++)
+        if (scene->arenas[group] &&
+            !note(scene, ops_->arena_create(scene->backend, BACKEND_TIER_HOST, ops_->page_bytes(scene->backend, group) * ((tokens + 63) / 64),
+                                            &scene->on_host[group])))
+            return false;
+    return true;
+}
+
+/* Microseconds until the pages are there; with `end`, until the token that follows [start, end) is. */
+static double load(struct scene *scene, const struct backend_page_copy *copies, uint32_t count, bool by_layers, uint32_t start, uint32_t end)
+{
+    struct backend_sample sample = {.temperature = 0.8f, .top_p = 0.95f, .seed = 1};
+    uint64_t ticket = 0;
+    const double begin = bench_clock();
+    if (by_layers)
+        ticket = ops_->load_start(scene->backend, copies, count);
+    for (uint32_t i = 0; i < count && !by_layers; i++)
+        ticket = ops_->copy_start(scene->backend, copies[i].dst, copies[i].src, ops_->page_bytes(scene->backend, copies[i].group));
+    if (!by_layers || end == 0)
+        ops_->copy_wait(scene->backend, ticket);
+    if (end > 0) {
+        struct backend_run run = run_of(scene, &scene->talks[0], start, end - start, &sample);
+        run.after = by_layers ? ticket : 0;
+        if (!note(scene, ops_->forward(scene->backend, &(struct backend_batch){.runs = &run, .run_count = 1}, NULL)))
+            return NAN;
+    }
+    const double time = bench_clock() - begin;
+    ops_->copy_wait(scene->backend, ticket);
+    return time;
+}
+
+static double loads(struct scene *scene, const struct backend_page_copy *copies, uint32_t count, bool by_layers, uint32_t start, uint32_t end,
+                    uint32_t times)
+{
+    double values[16];
+    for (uint32_t i = 0; i < times; i++)
+        values[i] = load(scene, copies, count, by_layers, start, end);
+    return bench_median(values, times);
+}
+
+static void from_host(struct bench *bench, struct scene *scene, bool open, uint32_t times)
+{
+    const struct plan *plan = &scene->plan;
+    const uint32_t hit = plan->prompt - plan->fresh, layers = (uint32_t)strlen(plan->shape.layers);
+    const double bytes = load_bytes(plan, hit), bus = bytes / 55e3, step = expect_prompt(&bench->rates, plan, hit, plan->prompt);
+    struct backend_page_copy *copies = open ? calloc(copies_of(scene, hit, NULL), sizeof *copies) : NULL;
+    const bool ready = copies && make_host(scene, hit);
+    const uint32_t count = ready ? copies_of(scene, hit, copies) : 0;
+    if (ready)
+        to_host(scene, copies, count);
+    for (unsigned step_too = 0; step_too < 2; step_too++) {
+        /* The longer of the two, and what the first layer waits for. */
+        struct bench_result *result =
+            step_too ? bench_add(bench, "tiers", 0, 0, fmax(bus, step) + fmin(bus, step) / layers, "first token on a hit on the host, %u of %u tokens new",
+                                 plan->fresh, plan->prompt)
+                     : bench_add(bench, "tiers", bytes, 0, bus + 2.0 * layers, "pages of %u tokens from the host, by layers", hit);
+        result->peer = "whole pages";
+        if (!ready)
+            continue;
+        result->microseconds = loads(scene, copies, count, true, hit, step_too ? plan->prompt : 0, times);
+        result->peer_microseconds = loads(scene, copies, count, false, hit, step_too ? plan->prompt : 0, times);
+    }
+    free(copies);
+}
+
 void bench_steps(struct bench *bench)
 {
     struct scene *scene = calloc(1, sizeof *scene);
@@ -267,6 +367,7 @@ void bench_steps(struct bench *bench)
         copy_talks(scene);
         result->microseconds = decode(scene, 1, plan->batch, plan->context);
     }
+    from_host(bench, scene, open, 2 * times + 1);
     scene_close(scene);
     free(scene);
 }

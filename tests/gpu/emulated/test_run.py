@@ -12,7 +12,7 @@ import pytest
 SOURCE, BUILD = (pathlib.Path(os.environ[name]) for name in ("ROOST_SOURCE_DIR", "ROOST_BUILD_DIR"))
 RUN, BENCH = SOURCE / "tests/gpu/run", BUILD / "tests/gpu-bench-emulated"
 KERNELS = ["attention", "attention_plan", "embed", "gate", "gemm", "norm", "page", "qkv", "quantize", "rope", "sample"]
-GROUPS = {"ceilings", "matrices", "attention", "rows", "steps"}
+GROUPS = {"ceilings", "matrices", "attention", "rows", "steps", "tiers"}
 NAME = "gpu-emulated-gpu-0"
 
 
@@ -91,6 +91,7 @@ def test_files_are_whole(programs):
         assert any(result["group"] == "attention" and word in result["name"] for result in results)
     for word in ("on a miss", "on a hit", "decode step, 1 of", "decode step, 3 of"):
         assert any(result["group"] == "steps" and word in result["name"] for result in results)
+    assert all(result["peer_microseconds"] > 0 for result in results if result["group"] == "tiers")
     assert "0 of 16 failed" in tables and "cuBLASLt" in tables and "PyTorch" in tables
 
 
