@@ -5,9 +5,11 @@ ends only the processes that it started, by their ids. At close every process th
 SIGTERM, and no log may hold a sanitizer's report.
 """
 import hashlib
+import itertools
 import json
 import os
 import pathlib
+import random
 import re
 import signal
 import socket
@@ -42,10 +44,25 @@ def wait_until(what, check, timeout_s, interval_s=0.01):
         time.sleep(interval_s)
 
 
+def _ports():
+    """Those that the kernel gives to nobody who asks for any port, each once: what is free now still is when it is bound, or bound again."""
+    below = int(pathlib.Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    ports = range(10000, below) or [0]
+    start = random.randrange(len(ports))
+    return itertools.cycle([*ports[start:], *ports[:start]])
+
+
+_some_ports = _ports()
+
+
 def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    for port in _some_ports:
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return probe.getsockname()[1]
 
 
 def endpoint_address(endpoint):
@@ -135,9 +152,8 @@ class Process:
         """Ends it; returns what is wrong with how it ended."""
         if self.popen is None:
             return []
-        if self.alive():
-            self.resume()
-            self.terminate()
+        for number in (signal.SIGCONT, signal.SIGTERM):
+            self.popen.send_signal(number)    # nothing, if it ends by itself just now
         try:
             self.popen.wait(EXIT_S)
         except subprocess.TimeoutExpired:
@@ -251,11 +267,13 @@ class Cluster:
     def _flags(self, settings):
         return [part for key, value in settings.items() for part in ("--" + key.replace("_", "-"), value)]
 
-    def _worker(self, name, control="tcp://127.0.0.1:*", data="tcp://127.0.0.1:*"):
+    def _worker(self, name, control=None, data=None):
+        """On ports that nobody else gets while it is restarted."""
         ready = self.directory / f"{name}.ready"
+        control, data = (endpoint or f"tcp://127.0.0.1:{free_port()}" for endpoint in (control, data))
         settings = {"name": name, "listen_control": control, "listen_data": data, "model": self.model, "kv_mebibytes": 64,
                     "redis_address": self.redis.address if self.redis else "", "ready_file": ready,
-                    "drain_deadline_ms": 10000, **self.worker_settings}
+                    "drain_deadline_ms": 30000 * SLOWER, **self.worker_settings}
         return Process(name, [BIN_DIR / "roost-worker", *self._flags(settings)], self.directory, ready)
 
     def _router(self, name):
@@ -263,7 +281,7 @@ class Cluster:
         settings = {"name": name, "listen_control": "tcp://127.0.0.1:*", "listen_data": "tcp://127.0.0.1:*",
                     "workers": ",".join(worker.ready["control"] for worker in self.workers),
                     "placement": "redis" if self.redis else "memory", "placement_salt": self.placement_salt,
-                    "ready_file": ready, "drain_deadline_ms": 10000 * SLOWER,
+                    "ready_file": ready, "drain_deadline_ms": 30000 * SLOWER,
                     **({"redis_address": self.redis.address} if self.redis else {}), **self.router_settings}
         return Process(name, [BIN_DIR / "roost-router", *self._flags(settings)], self.directory, ready)
 

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from cluster import CONTEXT, SANITIZED, SLOWER, VOCABULARY, endpoint_address
+from cluster import CONTEXT, SANITIZED, SLOWER, VOCABULARY, endpoint_address, wait_until
 from wire_client import (ASSISTANT, INFINITY, NAN, SYSTEM, USER, Peer, frame, header, pb, router_peer, say)
 
 CLUSTER = {"workers": 1}
@@ -20,10 +20,14 @@ TARGETS = ("router", "worker")
 QUIET = None                                 # no error is owed
 
 
+def connected(cluster, target):
+    return Peer(cluster.routers[0].ready["control"]) if target == "router" else router_peer(cluster.workers[0])
+
+
 @pytest.fixture(scope="module")
 def bystanders(shared_cluster):
     """Peers that did nothing wrong, connected through it all."""
-    peers = {"router": Peer(shared_cluster.routers[0].ready["control"]), "worker": router_peer(shared_cluster.workers[0])}
+    peers = {target: connected(shared_cluster, target) for target in TARGETS}
     yield peers
     for peer in peers.values():
         peer.close()
@@ -34,9 +38,12 @@ def well_afterwards(shared_cluster, bystanders):
     yield
     shared_cluster.check_alive()
     for target, peer in bystanders.items():
+        if time.monotonic() > peer.lease_due + 3:     # a slow test: its lease ends after 5 s, and a worker may say all again then
+            peer.close()
+            peer = bystanders[target] = connected(shared_cluster, target)
         started = time.monotonic()
         assert peer.generate([say("Are you well?")], tokens_max=2).ids
-        assert time.monotonic() - started < 3 * SLOWER, f"the {target} recovered slowly"
+        assert time.monotonic() - started < 10 * SLOWER, f"the {target} recovered slowly"
     shared_cluster.check_alive()
 
 
@@ -158,7 +165,7 @@ MESSAGES = [
 def test_messages(peer, messages, codes):
     started = time.monotonic()
     check_refused(peer, peer.start(messages), codes_of(codes) if len(messages) > 1000 else codes)
-    assert time.monotonic() - started < 3 * SLOWER
+    assert time.monotonic() - started < 10 * SLOWER
 
 
 STRANGE = [
@@ -266,7 +273,7 @@ def test_another_incarnation(peer, target):
     """A router means a process, not an address. (A client has no say in it.)"""
     request = peer.start(head={"incarnation": os.urandom(16)})
     if target == "worker":
-        peer.pump(lambda: peer.other, 5 * SLOWER, "WRONG_OWNER")
+        peer.pump(lambda: peer.other, 15 * SLOWER, "WRONG_OWNER")
         kind, message = peer.other[0]
         assert (kind, message.request_id) == ("WRONG_OWNER", request.id) and not request.ended
     else:
@@ -406,6 +413,7 @@ def test_wrong_direction(peer):
                 "DrainStatus": "DRAIN_STATUS"}.get(type(message).__name__, type(message).__name__.upper())
         peer.control.send(frame(kind, message))
         peer.data.send(frame(kind, message))
+    peer.settle()                                     # GOAWAY and CANCEL would take along what comes before them
     assert peer.generate(tokens_max=2).ids
 
 
@@ -482,10 +490,12 @@ def test_body_one_byte_too_large(peer):
 def test_frame_over_the_transport_limit(peer, process):
     """2 MiB and a byte: the connection is dropped without a word; a new one is welcome."""
     peer.data.send_multipart([good_frames(peer)[0], header("BODY") + bytes(2 * MIB - 3)])
-    peer.pump_for(0.3)
-    peer.data.send(frame("HELLO", peer.hello(pb.CONNECTION_DATA)))         # ZeroMQ has connected again
-    peer.send_leases()
-    peer.pump(lambda: any(kind == "WELCOME" for kind, _ in peer.other), 10 * SLOWER, "a welcome on the new connection")
+    def welcomed():
+        peer.pump_for(0.3)
+        peer.data.send(frame("HELLO", peer.hello(pb.CONNECTION_DATA)))     # lost, until ZeroMQ has connected again
+        peer.send_leases()
+        return peer.pump(lambda: any(kind == "WELCOME" for kind, _ in peer.other), 1, what=None)
+    wait_until("a welcome on the new connection", welcomed, 15 * SLOWER)
     assert peer.generate(tokens_max=2).ids
 
 
@@ -497,10 +507,11 @@ def test_many_frames_in_one_message(peer):
 
 
 def test_flood_of_tiny_messages(peer):
-    for _ in range(5000 if SANITIZED else 20000):
+    messages, started = 5000 if SANITIZED else 20000, time.monotonic()
+    for _ in range(messages):
         peer.data.send(b"R")
     assert peer.wait(peer.start(tokens_max=1), 60 * SLOWER).code == "OK"
-    assert len(peer.connection_errors) < 200                                # errors are rate limited
+    assert len(peer.connection_errors) <= min(10 * (time.monotonic() - started + 2), messages / 2)       # errors are rate limited
 
 
 # ---- not ZeroMQ at all ------------------------------------------------------------------------------------------------

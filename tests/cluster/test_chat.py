@@ -1,4 +1,5 @@
 """roost, the command-line tool: in a pipe, in a terminal, and when something is wrong."""
+import codecs
 import json
 import os
 import pty
@@ -143,7 +144,7 @@ def test_over_the_context(shared_cluster):
 
 def test_invalid_text(shared_cluster):
     done = subprocess.run([ROOST, "chat", "--json", "--router", shared_cluster.routers[0].ready["control"]], input=b"\xff\n",
-                          capture_output=True, timeout=60)
+                          capture_output=True, timeout=60 * SLOWER)
     assert done.returncode == 1
     assert json.loads(done.stdout)["error"]["code"] == "invalid"
 
@@ -201,7 +202,7 @@ class Terminal:
             os.environ["TERM"] = "xterm"
             os.environ["LC_ALL"] = "C.UTF-8"
             os.execv(ROOST, ["roost", *arguments])
-        self.seen = ""
+        self.seen, self.decoder = "", codecs.getincrementaldecoder("utf-8")("replace")      # a read may end within a character
 
     def wait_for(self, pattern, timeout_s=30 * SLOWER):
         """Reads until the pattern was seen; forgets what was before its end."""
@@ -210,7 +211,7 @@ class Terminal:
             ready, _, _ = select.select([self.fd], [], [], max(0, deadline - time.monotonic()))
             assert ready, f"waited for {pattern!r}, saw {self.seen!r}"
             try:
-                self.seen += os.read(self.fd, 4096).decode(errors="replace")
+                self.seen += self.decoder.decode(os.read(self.fd, 4096))
             except OSError:
                 raise AssertionError(f"it ended before {pattern!r}, after {self.seen!r}") from None
         self.seen = self.seen[match.end():]

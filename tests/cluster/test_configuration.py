@@ -11,7 +11,7 @@ import subprocess
 
 import pytest
 
-from cluster import BIN_DIR, CONTEXT, MODEL_DIR, SANITIZER_REPORT, SLOWER, SOURCE_DIR, Cluster
+from cluster import BIN_DIR, CONTEXT, MODEL_DIR, SANITIZER_REPORT, SLOWER, SOURCE_DIR, Cluster, wait_until
 
 PROGRAMS = ("roost-router", "roost-worker")
 CONTROL, DATA = "tcp://127.0.0.1:*", "tcp://127.0.0.1:*"
@@ -22,7 +22,7 @@ def program(request):
     return request.param
 
 
-def run(program, *arguments, environment=None, timeout_s=10 * SLOWER):
+def run(program, *arguments, environment=None, timeout_s=30 * SLOWER):
     done = subprocess.run([BIN_DIR / program, *map(str, arguments)], capture_output=True, text=True, errors="replace",
                           timeout=timeout_s, env={**os.environ, **(environment or {})}, stdin=subprocess.DEVNULL)
     assert not SANITIZER_REPORT.search(done.stderr), done.stderr
@@ -219,8 +219,8 @@ def test_two_workers_of_one_name(new_cluster, tmp_path):
     second = Cluster(other, workers=1, routers=0, redis=False, start=False)
     second.workers[0].command += ["--redis-address", cluster.redis.address]
     second.workers[0].start()
-    with_name = cluster.redis.hash("roost:worker:worker-a")
-    assert with_name["incarnation"] in (cluster.workers[0].ready["incarnation"], second.workers[0].ready["incarnation"])
+    both = [worker.ready["incarnation"] for worker in (cluster.workers[0], second.workers[0])]
+    wait_until("an entry of one of them", lambda: cluster.redis.hash("roost:worker:worker-a").get("incarnation") in both, 10 * SLOWER)
     second.close()
 
 

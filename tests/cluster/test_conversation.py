@@ -4,7 +4,7 @@ import subprocess
 import pytest
 
 from cluster import SLOWER, SOURCE_DIR, free_port, wait_until
-from wire_client import Conversation, Peer, say
+from wire_client import ASSISTANT, REPLY_S, Conversation, Peer, say
 
 CLUSTER = {"workers": 2, "routers": 2, "redis_port": free_port()}
 SETTING = """Two households, both alike in dignity, in fair Verona, where we lay our scene, from ancient grudge break to new mutiny, where
@@ -40,8 +40,11 @@ def test_scene_comes_home(shared_cluster, client):
 def test_record_names_the_worker(shared_cluster, client):
     scene = Conversation(client, "recorded", tenant="tenant-1")
     worker = scene.turn("Speak.").worker
-    record = wait_until("a placement record", lambda: shared_cluster.place("recorded", "tenant-1"), 5)
-    assert record["owner"] == worker and int(record["epoch"]) > 0
+    def recorded():
+        record = shared_cluster.place("recorded", "tenant-1")
+        return record.get("owner") == worker and record
+    record = wait_until("a placement record of its worker", recorded, 10 * SLOWER)
+    assert int(record["epoch"]) > 0
     ttl = shared_cluster.redis.call("TTL", shared_cluster.place_key("tenant-1", "recorded"))
     assert 23 * 3600 < ttl <= 24 * 3600
     assert scene.turn("Speak again.").worker == worker
@@ -50,19 +53,25 @@ def test_record_names_the_worker(shared_cluster, client):
 
 
 def test_workers_are_in_the_directory(shared_cluster):
-    names = set(shared_cluster.redis.call("SMEMBERS", "roost:workers"))
-    assert names == {worker.name for worker in shared_cluster.workers}
+    """Each renews its entry once a second; one that was kept waiting for 3 s comes back."""
+    def listed():
+        names = set(shared_cluster.redis.call("SMEMBERS", "roost:workers"))
+        return names == {worker.name for worker in shared_cluster.workers}
+    wait_until("both names", listed, 10 * SLOWER)
+
+    def entered():
+        entry = shared_cluster.redis.hash(key)
+        return entry.get("endpoint") == worker.ready["control"] and entry["incarnation"] == worker.ready["incarnation"] and \
+            0 < shared_cluster.redis.call("PTTL", key) <= 3000
     for worker in shared_cluster.workers:
-        entry = shared_cluster.redis.hash(f"roost:worker:{worker.name}")
-        assert entry["endpoint"] == worker.ready["control"]
-        assert entry["incarnation"] == worker.ready["incarnation"]
-        assert 0 < shared_cluster.redis.call("PTTL", f"roost:worker:{worker.name}") <= 3000
+        key = f"roost:worker:{worker.name}"
+        wait_until(f"the entry of {worker.name}", entered, 10 * SLOWER)
 
 
 def test_two_routers_see_the_same_owner(shared_cluster):
     with Peer(shared_cluster.routers[0].ready["control"]) as one, Peer(shared_cluster.routers[1].ready["control"]) as two:
-        late = 0
-        for i in range(12):
+        seen = 0
+        for i in range(100):
             scene = Conversation(one, f"shared-{i}")
             first = scene.turn("Now is the winter of our discontent made glorious summer by this sun of York. Answer me this.")
             scene.peer = two
@@ -70,20 +79,28 @@ def test_two_routers_see_the_same_owner(shared_cluster):
             scene.peer = one
             third = scene.turn("And then?")
             if "redis-down" in (first.route, second.route, third.route):
-                late += 1                                # Redis did not answer within 2 ms: the machine is busy
-                continue
+                continue                                 # Redis did not answer within 2 ms: the machine is busy
             assert first.worker == second.worker == third.worker, (first.route, second.route, third.route)
             assert second.usage.cached_tokens >= first.usage.prompt_tokens - 1
             assert third.usage.cached_tokens >= second.usage.prompt_tokens - 1
-        assert late < 12
+            seen += 1
+            if seen == 12:
+                break
+        assert seen > 0
 
 
 def test_new_conversations_spread(shared_cluster, client):
-    client.pump_for(0.5)                                  # until the routers know that both are idle
-    scenes = [Conversation(client, f"spread-{i}") for i in range(16)]
-    first = [scene.turn("Good morrow.", tokens_max=2).worker for scene in scenes]
+    """None waits for the end of another: where all are idle each time, they may all go to the worker that the router met first."""
+    message, heads = [say("Good morrow.")], [{"conversation": f"spread-{i}"} for i in range(16)]
+    requests = []
+    for head in heads:
+        requests.append(client.start(message, head, tokens_max=20))
+        client.pump(lambda: requests[-1].acknowledged or requests[-1].ended, REPLY_S, "its worker to have it")
+    first = [client.wait(request).worker for request in requests]
     assert set(first) == {worker.name for worker in shared_cluster.workers}
-    assert [scene.turn("Good morrow.", tokens_max=2).worker for scene in scenes] == first
+    again = [client.generate([*message, say(request.text, role=ASSISTANT), *message], head, tokens_max=2)
+             for head, request in zip(heads, requests)]
+    assert [reply.worker for reply in again] == first
 
 
 def test_requests_at_the_same_time(shared_cluster, client):
@@ -115,11 +132,11 @@ def test_nothing_said_is_written_down(new_cluster):
         assert client.wait(client.start(bad, talk.head())).code == "INVALID"
         assert client.wait(client.start([say("canary-text " * 9000)], talk.head())).code == "TOO_LARGE"
         assert client.wait(client.start(talk.messages, {**talk.head(), "model": b"canary-model"})).error
-        wait_until("a placement record", lambda: cluster.place("canary-conversation", "canary-tenant"), 5)
+        wait_until("a placement record", lambda: cluster.place("canary-conversation", "canary-tenant"), 10 * SLOWER)
         stored = []
         for key in cluster.redis.call("KEYS", "*"):
             read = {"hash": cluster.redis.hash, "set": lambda name: cluster.redis.call("SMEMBERS", name),
-                    "string": lambda name: cluster.redis.call("GET", name)}
+                    "string": lambda name: cluster.redis.call("GET", name), "none": lambda name: None}      # it has just expired
             stored.append((key, read[cluster.redis.call("TYPE", key)](key)))
         assert "canary" not in repr(stored)
         logs = cluster.logs()

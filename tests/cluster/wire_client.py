@@ -126,7 +126,7 @@ class Peer:
         self.connection_errors, self.leases, self.other = [], [], []
         self.ignore_strangers = False         # tokens of requests that were made by accident: damage may leave a request valid
         self.next_stream, self.lease_number, self.lease_due = 1, 0, 0.0
-        self.lease_echo = {}                  # by connection
+        self.lease_echo, self.echoed = {}, {}     # by connection: their newest number, and the newest of ours that they have
         if connect:
             self.connect()
 
@@ -186,6 +186,7 @@ class Peer:
         kind, message = parse(frames[0])
         if kind == "LEASE":
             self.lease_echo[socket] = max(self.lease_echo.get(socket, 0), message.number)
+            self.echoed[socket] = max(self.echoed.get(socket, 0), message.echo)
         return kind, message
 
     def _handle(self, kind, message):
@@ -267,6 +268,12 @@ class Peer:
     def pump_for(self, seconds):
         self.pump(lambda: False, seconds, what=None)
 
+    def settle(self):
+        """Until the server has read all that was sent by the control connection. (There is no order between the two.)"""
+        self.send_leases()
+        number = self.lease_number
+        self.pump(lambda: self.echoed.get(self.control, 0) >= number, 10 * SLOWER, "an echo of our lease")
+
     # ---- requests
 
     def head(self, request_id=None, tenant="default", conversation="", **changes):
@@ -296,6 +303,8 @@ class Peer:
     def send(self, head, body_frame, head_frame=None):
         """Sends a request whose frames the caller may have spoiled."""
         request = self.track(head)
+        if self.lease and self.welcome and time.monotonic() > self.lease_due + 1:
+            self.send_leases()                # nobody pumped for long: our session may count as lost, and take this along
         self.data.send_multipart([head_frame or frame("HEAD", head), body_frame])
         return request
 
@@ -309,7 +318,7 @@ class Peer:
         self.pump(lambda: request.ended, timeout_s, f"the end of request {request.id.hex()}")
         return request
 
-    def wait_error(self, request=None, timeout_s=5 * SLOWER):
+    def wait_error(self, request=None, timeout_s=15 * SLOWER):
         """The error of a request, or the next one about the connection."""
         seen = len(self.connection_errors)
         self.pump(lambda: (request is not None and request.ended) or len(self.connection_errors) > seen or
