@@ -158,11 +158,12 @@ static double ramp_at(uint64_t age_ms)
                                     : WORKER_RAMP_MAX - (double)(WORKER_RAMP_MAX - 1) * (double)age_ms / WORKER_RAMP_MS;
 }
 
-/* Against the oldest: those that started together, or that this router met together, share alike. */
+/* Against the oldest: those that started together, or that this router met together, share alike. Milliseconds between
+ * them would send each new conversation to the first, as long as all are idle. */
 double worker_ramp(const struct worker *worker)
 {
     uint64_t now = worker_now_ms(worker), oldest = worker->pool->oldest_born_ms;
-    if (!worker->up || oldest == 0 || worker->born_ms <= oldest)
+    if (!worker->up || oldest == 0 || worker->born_ms <= oldest + WORKER_RAMP_TOGETHER_MS)
         return 1.0;
     return ramp_at(now - worker->born_ms) / ramp_at(now - oldest);
 }

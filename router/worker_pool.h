@@ -48,6 +48,7 @@ struct worker_pool;
 #define WORKER_TAKE_OVER_MS     10000 /* a link down for so long gives its conversations away, whatever its lease says */
 #define WORKER_RAMP_MS          30000 /* after a new incarnation came up, its load counts more than it is */
 #define WORKER_RAMP_MAX         4
+#define WORKER_RAMP_TOGETHER_MS 1000 /* up so soon after the first: one start of a fleet, nobody is new among others */
 #define WORKER_OVERLOAD_MS      500 /* a queue that takes longer is overload; it is over when it was below half of that */
 #define WORKER_OVERLOAD_OVER_MS 5000 /* for so long: what a spill relieves for a second is the same overload still */
 #define WORKER_POOL_MAX         1024 /* 2.5 KB each; two links, some 8 descriptors: 8,192 */

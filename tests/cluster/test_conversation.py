@@ -90,7 +90,7 @@ def test_two_routers_see_the_same_owner(shared_cluster):
 
 
 def test_new_conversations_spread(shared_cluster, client):
-    """None waits for the end of another: where all are idle each time, they may all go to the worker that the router met first."""
+    """None waits for the end of another: where all are idle each time, they go to the worker that the router met first, if by a second."""
     message, heads = [say("Good morrow.")], [{"conversation": f"spread-{i}"} for i in range(16)]
     requests = []
     for head in heads:
