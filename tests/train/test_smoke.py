@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -109,7 +110,10 @@ def test_interrupted_run_ends_with_the_same_bits(tmp_path):
         kept = torch.load(broken / "checkpoint.pt")
         assert f"step {step - 1} of {SHORT_STEPS}" in printed and len(losses(broken)) == step
         assert (kept["step"], kept["best"], kept["stale"]) == (step, math.inf, 0) and (broken / "best.pt").exists()
-    kill_at_step(4, broken, INTERRUPTED)
+    shutil.copytree(broken, tmp_path / "before")
+    while not kill_at_step(4, broken, INTERRUPTED):       # it had come to its end before it was killed
+        shutil.rmtree(broken)
+        shutil.copytree(tmp_path / "before", broken)
     assert torch.load(broken / "checkpoint.pt")["step"] == 2
     assert f"step 2 of {SHORT_STEPS}" in train(broken, INTERRUPTED).stdout
     for name in ("checkpoint.pt", "best.pt"):
@@ -129,17 +133,18 @@ def test_run_that_gets_no_better_stops(tmp_path):
 
 
 def kill_at_step(step, folder, options):
-    """Starts a run and kills it once the log has the step."""
+    """Starts a run and kills it once the log has the step; whether that was before its end."""
     running = subprocess.Popen(command("train.py", {"--tokenizer": TOKENIZER, "--run": folder, **options}),
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + TIMEOUT_S
         while not any(int(row["step"] or 0) >= step for row in losses(folder)):
-            assert running.poll() is None and time.monotonic() < deadline, "the run ended, or stands still"
+            assert running.poll() in (None, 0) and time.monotonic() < deadline, "the run failed, or stands still"
             time.sleep(0.02)
     finally:
         running.send_signal(signal.SIGKILL)
         running.wait()
+    return torch.load(folder / "checkpoint.pt")["step"] < int(options["--steps"])
 
 
 def test_folder_of_other_arguments_is_refused(learnt):
