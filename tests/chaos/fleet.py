@@ -190,6 +190,8 @@ class Fleet(Cluster):
     async def __aexit__(self, kind, value, trace):
         if self.supervisor:
             self.supervisor.cancel()
+            for process in (*self.workers, *self.routers):        # those that died since it last looked
+                process.killed = process.killed or process.popen.poll() in self.expected_deaths
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(None, lambda: self.close(check=kind is None))
         if kind is None:
@@ -213,7 +215,7 @@ class Fleet(Cluster):
         def check():
             if process.popen.poll() is not None and not self.supervisor:
                 raise AssertionError(f"{process.name} ended with {process.popen.returncode} before it was ready:\n{process.log()}")
-            return process.is_ready()
+            return not process.killed and process.is_ready()      # killed: the file is that of the one before
         await wait_for(f"{process.name} to be ready", check, START_S)
         if process.ready_file:
             process.ready = json.loads(process.ready_file.read_text())
@@ -266,7 +268,7 @@ class Fleet(Cluster):
         """One for each router, so that all of them have something to lose."""
         return [self.client(i) for i in range(len(self.routers))]
 
-    def operator(self, process, path, method="GET", timeout_s=5):
+    def operator(self, process, path, method="GET", timeout_s=15 * SLOWER):
         """(status, text) of the operator port."""
         request = urllib.request.Request(f"http://{self.endpoints[process.name][2]}{path}", method=method)
         try:

@@ -16,7 +16,7 @@ import time
 from cluster import SLOWER
 from faults import Faults, spread
 from fleet import PROFILE, Fleet
-from history import History, assert_kept
+from history import TERMINAL_SLACK_S, History, assert_kept
 from load import Load, undisturbed
 from network import Network
 from proxy import Proxy
@@ -134,6 +134,7 @@ async def _play(directory, story, load, options, network, simulate, seed, compar
     print(f"  {len(history.faults)} faults, at least {least} of {len(talk.conversations)} conversations with an open request; "
           f"{talk.lag.line()}; undisturbed run {time.monotonic() - at:.1f} s")
     verdict = assert_kept(history, references, scene.may)
+    bar("deadline to end, the latest, s", verdict.latest, TERMINAL_SLACK_S)
     return scene, verdict
 
 

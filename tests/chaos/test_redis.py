@@ -3,7 +3,7 @@ import asyncio
 import contextlib
 import time
 
-from cluster import SLOWER, Process, free_port
+from cluster import SLOWER, START_S, Process, free_port
 from fleet import wait_for
 from scene import bar, long_s, play
 
@@ -34,7 +34,19 @@ async def places(scene):
     return {talk.name: await scene.faults.off_loop(scene.fleet.place, talk.name) for talk in live(scene)}
 
 
-async def grown_back(scene, timeout_s=15):
+async def started_again(scene):
+    """Redis, after its death."""
+    await scene.faults.off_loop(scene.fleet.redis.popen.wait)
+    scene.fleet.redis.start(wait=False)
+    await scene.load.run_for(1)
+    await loaded(scene)
+
+
+async def loaded(scene):
+    await wait_for("Redis to answer", lambda: _quietly(scene.fleet.redis.call, "PING") == "PONG", START_S)
+
+
+async def grown_back(scene, timeout_s=30):
     """Records are there again, each with the worker that the conversation sees."""
     begin = time.monotonic()
     while True:
@@ -82,9 +94,7 @@ def test_f13_redis_killed(tmp_path):
             await scene.load.run_for(3)
             added(scene, begin, "Redis is gone")
             begin = scene.history.now()
-            await scene.faults.off_loop(scene.fleet.redis.popen.wait)
-            scene.fleet.redis.start(wait=False)
-            await scene.load.run_for(1)
+            await started_again(scene)
             await grown_back(scene)
             added(scene, begin, "Redis is back, empty")
         await one_owner_each(scene)
@@ -98,9 +108,7 @@ def test_f13_redis_killed_with_aof(tmp_path):
             begin, had = scene.history.now(), await scene.faults.redis("DBSIZE")
             scene.faults.kill(scene.fleet.redis)
             await scene.load.run_for(2)
-            await scene.faults.off_loop(scene.fleet.redis.popen.wait)
-            scene.fleet.redis.start(wait=False)
-            await scene.load.run_for(1)
+            await started_again(scene)
             has = await scene.faults.redis("DBSIZE")
             print(f"  {had} keys before, {has} after", flush=True)
             assert has > had // 2
@@ -147,7 +155,7 @@ def test_f15_stalled_replica_promoted(tmp_path):
             finally:
                 redis.port = own
         await before(scene)
-        await wait_for("the replica to follow", lambda: "up" in str(_quietly(ask, "INFO", "replication")).split("master_link_status:")[-1][:4], 10)
+        await wait_for("the replica to follow", lambda: "up" in str(_quietly(ask, "INFO", "replication")).split("master_link_status:")[-1][:4], START_S)
         await scene.faults.stop(replica, 0.01)
         replica.pause()
         await scene.load.run_for(4)                                # writes that it does not see
@@ -155,7 +163,7 @@ def test_f15_stalled_replica_promoted(tmp_path):
         scene.faults.kill(redis)
         await scene.load.run_for(1)
         replica.resume()
-        await wait_for("the replica to take over", lambda: _quietly(ask, "REPLICAOF", "NO", "ONE") == "OK", 10)
+        await wait_for("the replica to take over", lambda: _quietly(ask, "REPLICAOF", "NO", "ONE") == "OK", START_S)
         await scene.proxy.retarget("redis", ["127.0.0.1", port])
         redis.killed = True
         redis.port = port                                          # who asks for records now asks there
@@ -172,6 +180,10 @@ def _quietly(function, *arguments):
         return function(*arguments)
     except (OSError, AssertionError):
         return None
+
+
+# In one step: a router may write a record of its own in between, and a list does not go there.
+POISON = "redis.call('DEL', KEYS[1]) redis.call(ARGV[1], KEYS[1], unpack(ARGV, 2)) return 1"
 
 
 def test_f16_redis_poisoned(tmp_path):
@@ -191,8 +203,7 @@ def test_f16_redis_poisoned(tmp_path):
                       ("HSET", "owner", "", "epoch", "soon"), ("RPUSH", "a", "list"), ("HSET", "owner", "worker-a", "epoch", "99999999999999999999"))
             for i, talk in enumerate(live(scene)[::2]):
                 key = scene.fleet.place_key("default", talk.name)
-                await scene.faults.redis("DEL", key)
-                await scene.faults.redis(poison[i % len(poison)][0], key, *poison[i % len(poison)][1:])
+                await scene.faults.redis("EVAL", POISON, 1, key, *poison[i % len(poison)])
             for worker, value in (("worker-a", "a string"), ("worker-b", None)):
                 await scene.faults.redis("DEL", f"roost:worker:{worker}")
                 if value:
@@ -228,9 +239,7 @@ def test_f17_redis_full_readonly_loading_slow(tmp_path):
             await scene.faults.off_loop(scene.fleet.redis.popen.wait)
             scene.fleet.redis.start(wait=False)
 
-        async def loaded():
-            await wait_for("Redis to have loaded", lambda: _quietly(scene.fleet.redis.call, "PING") == "PONG", 20)
-        await phase("Redis is loading", reload, loaded)
+        await phase("Redis is loading", reload, lambda: loaded(scene))
         await phase("Redis takes 200 ms", lambda: scene.proxy.faults("redis", down={"delay_ms": 200}), lambda: scene.proxy.heal("redis"))
         await phase("Redis sends bytes slowly", lambda: scene.proxy.faults("redis", down={"bytes_per_s": 2000}), lambda: scene.proxy.heal("redis"))
         await grown_back(scene)

@@ -155,21 +155,33 @@ def test_one_owner(tmp_path):
             clients = [await stack.enter_async_context(scene.fleet.client(i, only=True)) for i in range(3)]
 
             async def turn(client, name, ids):
-                request = {"conversation": name, "prompt_ids": ids, "sampling": {"tokens_max": 8}, "seed": 1, "deadline_ms": 30000}
+                request = {"conversation": name, "prompt_ids": ids, "sampling": {"tokens_max": 8}, "seed": 1, "deadline_ms": 60000 * SLOWER}
                 return await perform(client, scene.history, request, draw.randbytes(16))
-            split = 0
+            split = late = 0
+
+            async def turns(name, ids):
+                ends = await asyncio.gather(*(turn(client, name, ids) for client in clients))
+                return ends, all(end["route"] in ("new", "owner") for end in ends)
 
             async def one(name, ids):
-                nonlocal split
-                first = await asyncio.gather(*(turn(client, name, ids) for client in clients))
+                nonlocal split, late
+                first, known = await turns(name, ids)
                 split += len({end["worker"] for end in first}) > 1
+                if not known:                  # Redis took more than 2 ms: whoever it is may still be written
+                    await asyncio.sleep(1.5)
+                    await turns(name, ids)
+                again, in_time = await turns(name, ids + [700])
+                late += not (known and in_time)
+                until = time.monotonic() + 30 * SLOWER
+                while not in_time or not known and not all(end["cached_tokens"] for end in again):
+                    assert time.monotonic() < until, (name, [end["route"] for end in again])
+                    again, in_time = await turns(name, ids + [700])
                 owner = scene.fleet.place(name)["owner"]
-                again = await asyncio.gather(*(turn(client, name, ids + [700]) for client in clients))
                 assert {end["worker"] for end in again} == {owner}, (name, owner, [end["worker"] for end in again])
                 assert all(end["cached_tokens"] > 0 for end in again)
                 assert scene.fleet.place(name)["owner"] == owner
             for i in range(6):
                 scene.faults.fired("10 conversations begin through three routers at once")
                 await asyncio.gather(*(one(f"same-{10 * i + j}", [600 + draw.randrange(1000) for _ in range(30)]) for j in range(10)))
-            print(f"  {split} of 60 first turns were answered by more than one worker", flush=True)
+            print(f"  {split} of 60 first turns were answered by more than one worker; Redis was late for {late}", flush=True)
     play(tmp_path, story, routers=3)

@@ -6,7 +6,10 @@ import pytest
 
 import history
 import network
+from cluster import free_port
 from proxy import Proxy
+
+PATIENCE_S = 30               # for what takes milliseconds
 
 
 # ---- the checker
@@ -67,7 +70,7 @@ def plant_two_ends(made, refs):
 
 
 def plant_late_end(made, refs):
-    made.requests["a"].ends[0]["at"] += 6.5
+    made.requests["a"].ends[0]["at"] += 5.5 + history.TERMINAL_SLACK_S + history.STALL_S
 
 
 def plant_stray(made, refs):
@@ -143,7 +146,7 @@ def with_proxy(tmp_path, check, seed=7):
     async def run():
         server, target = await echo_server()
         async with Proxy(tmp_path, seed=seed) as proxy:
-            address = await proxy.listen("link", target)
+            address = await proxy.listen("link", target, ["127.0.0.1", free_port()])
             await check(proxy, address)
         server.close()
         return [event["fault"] for event in proxy.events()]
@@ -152,7 +155,7 @@ def with_proxy(tmp_path, check, seed=7):
 
 async def exchange(link, data, size=None):
     link[1].write(data)
-    return await asyncio.wait_for(link[0].readexactly(len(data) if size is None else size), 5)
+    return await asyncio.wait_for(link[0].readexactly(len(data) if size is None else size), PATIENCE_S)
 
 
 def test_proxy_passes_everything_on(tmp_path):
@@ -174,15 +177,13 @@ def test_proxy_delays_and_throttles(tmp_path):
         await proxy.faults("link", up={"delay_ms": 100, "jitter_ms": 20})
         at = loop.time()
         await exchange(link, b"x")
-        assert 0.1 <= loop.time() - at < 1
+        assert 0.1 <= loop.time() - at
         await proxy.faults("link", up={"bytes_per_s": 100000}, down={})
         at = loop.time()
         await exchange(link, bytes(50000))
-        assert 0.4 <= loop.time() - at < 3
+        assert 0.4 <= loop.time() - at
         await proxy.heal("link")
-        at = loop.time()
-        await exchange(link, bytes(50000))
-        assert loop.time() - at < 0.4
+        await exchange(link, bytes(400000 * PATIENCE_S))     # at that rate it would take four times as long as it may
     assert with_proxy(tmp_path, check) == ["delay", "bandwidth"]
 
 
@@ -195,7 +196,7 @@ def test_proxy_cuts_in_the_middle(tmp_path):
             link[1].write(bytes(5000))
             got = b""
             try:
-                while piece := await asyncio.wait_for(link[0].read(65536), 5):
+                while piece := await asyncio.wait_for(link[0].read(65536), PATIENCE_S):
                     got += piece
                 assert how == "fin"
             except ConnectionResetError:
@@ -205,7 +206,7 @@ def test_proxy_cuts_in_the_middle(tmp_path):
         link = await asyncio.open_connection(*address)
         await exchange(link, b"before")
         assert await proxy.cut("link", "half") == 1           # towards the server
-        assert await asyncio.wait_for(link[0].read(), 5) == b"<end>"
+        assert await asyncio.wait_for(link[0].read(), PATIENCE_S) == b"<end>"
     assert with_proxy(tmp_path, check) == ["cut"] * 3
 
 
@@ -216,9 +217,11 @@ def test_proxy_blackholes_one_way(tmp_path):
         link[1].write(b"lost")
         with pytest.raises(asyncio.TimeoutError):
             await asyncio.wait_for(link[0].read(1), 0.3)
+        while "blackhole" not in (await proxy.stats("link"))["faults"]:
+            await asyncio.sleep(0.01)
         await proxy.heal("link")
         with pytest.raises(ConnectionResetError):             # never as if nothing were missing
-            await asyncio.wait_for(link[0].read(1), 5)
+            await asyncio.wait_for(link[0].read(1), PATIENCE_S)
         await proxy.refuse("link")
         with pytest.raises(OSError):
             await asyncio.open_connection(*address)
@@ -276,7 +279,7 @@ def test_network_cuts(capsys):
             assert await one.dropped() > 0
             await one.heal()
             await one.cut(two)                                # not us
-            assert await asyncio.wait_for(reading, 5) == b"lost?"        # TCP sends it again
+            assert await asyncio.wait_for(reading, PATIENCE_S) == b"lost?"        # TCP sends it again
             process.kill()
             await process.wait()
     asyncio.run(run())
