@@ -1,16 +1,14 @@
 /* channel_test.c - links of channels that come and go, what becomes of their messages, and destroying from callbacks.
  */
-#include <arpa/inet.h>
-#include <netinet/in.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/prctl.h>
-#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 #include <zmq.h>
 #include "channel_fixture.h"
 #include "common/loop.h"
+#include "tests/unit/free_port.h"
 #include "tests/unit/unit.h"
 
 /* ---- links ---- */
@@ -71,18 +69,6 @@ static pid_t fork_server(const char *endpoint, bool reads)
     }
 }
 
-/* With a plain socket: ZeroMQ closes a listener some time after zmq_close. */
-static void find_free_endpoint(char endpoint[64])
-{
-    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    socklen_t size = sizeof address;
-    int fd = socket(AF_INET, SOCK_STREAM, 0);
-    assert_int_equal(bind(fd, (struct sockaddr *)&address, size), 0);
-    assert_int_equal(getsockname(fd, (struct sockaddr *)&address, &size), 0);
-    close(fd);
-    snprintf(endpoint, 64, "tcp://127.0.0.1:%u", ntohs(address.sin_port));
-}
-
 static void kill_server(pid_t pid)
 {
     kill(pid, SIGKILL);
@@ -95,7 +81,7 @@ static void test_killed_server_takes_its_queue_along(void **state)
     struct fixture *f = *state;
     char endpoint[64];
     static char body[10000];
-    find_free_endpoint(endpoint);
+    snprintf(endpoint, sizeof endpoint, "tcp://127.0.0.1:%u", free_port());
     pid_t pid = fork_server(endpoint, false);
     struct channel_config config = client_config(f);
     config.send_messages_max = 5;
@@ -127,7 +113,7 @@ static void test_restart_during_a_stall(void **state)
 {
     struct fixture *f = *state;
     char endpoint[64];
-    find_free_endpoint(endpoint);
+    snprintf(endpoint, sizeof endpoint, "tcp://127.0.0.1:%u", free_port());
     pid_t pid = fork_server(endpoint, true);
     struct channel_config config = client_config(f);
     assert_ok(channel_create_client(f->loop, f->context, &config, endpoint, &f->client));
@@ -161,7 +147,7 @@ static void test_send_to_a_dead_incarnation(void **state)
 {
     struct fixture *f = *state;
     char endpoint[64];
-    find_free_endpoint(endpoint);
+    snprintf(endpoint, sizeof endpoint, "tcp://127.0.0.1:%u", free_port());
     pid_t pid = fork_server(endpoint, true);
     struct channel_config config = client_config(f);
     assert_ok(channel_create_client(f->loop, f->context, &config, endpoint, &f->client));

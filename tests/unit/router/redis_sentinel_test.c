@@ -10,6 +10,7 @@
 #include "common/redis_settings.h"
 #include "redis_server.h"
 #include "spin.h"
+#include "tests/unit/free_port.h"
 #include "tests/unit/unit.h"
 
 static redisReply *reply_of(const char *bytes, size_t size)
@@ -130,7 +131,7 @@ static void fleet_start(struct fleet *fleet)
     char primary[12];
     memset(fleet, 0, sizeof *fleet);
     for (unsigned i = 0; i < 2; i++) {
-        fleet->servers[i].port = redis_server_port();
+        fleet->servers[i].port = free_port();
         if (i == 1) {
             snprintf(primary, sizeof primary, "%u", fleet->servers[0].port);
             const char *const options[] = {"--replicaof", "127.0.0.1", primary, "--repl-diskless-sync-delay", "0"};
@@ -147,11 +148,11 @@ static void fleet_start(struct fleet *fleet)
              "sentinel monitor m 127.0.0.1 %u 1\nsentinel down-after-milliseconds m 500\n"
              "sentinel failover-timeout m 3000\n",
              fleet->servers[0].port);
-    fleet->sentinel.port = redis_server_port();
+    fleet->sentinel.port = free_port();
     fleet->sentinel.sentinel_rules = fleet->rules;
     redis_server_start(&fleet->sentinel);
     snprintf(fleet->address, sizeof fleet->address, "127.0.0.1:%u", fleet->sentinel.port);
-    snprintf(fleet->silent, sizeof fleet->silent, "127.0.0.1:%u", redis_server_port()); /* nobody is there */
+    snprintf(fleet->silent, sizeof fleet->silent, "127.0.0.1:%u", free_port()); /* nobody is there */
 }
 
 static void fleet_stop(struct fleet *fleet)

@@ -1,5 +1,4 @@
 #include "redis_server.h"
-#include <arpa/inet.h>
 #include <fcntl.h>
 #include <ftw.h>
 #include <hiredis/hiredis.h>
@@ -9,7 +8,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
-#include <sys/socket.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -34,18 +32,6 @@ int redis_skip(void)
 {
     fprintf(stderr, "redis-server is not installed: the tests with it are skipped\n");
     return 77;
-}
-
-unsigned redis_server_port(void)
-{
-    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    socklen_t size = sizeof address;
-    if (fd < 0 || bind(fd, (struct sockaddr *)&address, sizeof address) != 0 ||
-        getsockname(fd, (struct sockaddr *)&address, &size) != 0)
-        fail("a free port");
-    close(fd);
-    return ntohs(address.sin_port);
 }
 
 static const char *write_rules(const struct redis_server *server)

@@ -11,7 +11,7 @@ struct redis_server {
     char directory[64];
     char socket[96];
     const char *options[12];    /* more words for its command line, NULL-terminated; set before the start */
-    unsigned port;              /* 0: none; redis_server_port finds a free one. Set before the start */
+    unsigned port;              /* 0: none. Set before the start */
     const char *sentinel_rules; /* NULL: none; it is a sentinel with this configuration. Set before the start */
     pid_t pid;                  /* 0: not running */
 };
@@ -21,7 +21,6 @@ int redis_skip(void); /* says why on stderr; what CTest takes for skipped */
 /* Runs an array of tests that need a redis-server. */
 #define redis_run(tests, setup, teardown)                                                                              \
     (redis_server_available() ? cmocka_run_group_tests(tests, setup, teardown) : redis_skip())
-unsigned redis_server_port(void);                      /* free a moment ago */
 void redis_server_start(struct redis_server *server);  /* makes the directory the first time */
 void redis_server_kill(struct redis_server *server);   /* SIGKILL */
 void redis_server_freeze(struct redis_server *server); /* SIGSTOP, and waits until it has stopped */
