@@ -188,7 +188,7 @@ static void test_strangers_are_dropped_alone(void **state)
     /* strangers_[3] says nothing */
     uint64_t start = clock_now_ms();
     run_until(f, strangers_are_closed);
-    assert_in_range(clock_now_ms() - start, 0, 4000);
+    assert_in_range(clock_now_ms() - start, 0, 20000);
     assert_ok(channel_send_bytes(f->client, NULL, "still here", 10));
     run_until(f, client_got_one);
     assert_string_equal(f->client_text, "still here");

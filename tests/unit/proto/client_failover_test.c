@@ -387,7 +387,7 @@ static void a_cancel_goes_through_another_router(void **state)
     uint64_t lost_ms = clock_now_ms();
     fake_router_stop(&first);
     finish(call, &reply, WIRE_ERROR_CANCELLED);
-    assert_true(clock_now_ms() - lost_ms < 1000);
+    assert_true(clock_now_ms() - lost_ms < 1900); /* not the 2 s of a cancel that nobody confirms */
     wait_until(&two.cancels, 1);
     assert_int_equal(two.count, 0);
     assert_int_equal(two.cancel.client, 1);
@@ -412,7 +412,7 @@ static void a_waiting_call_is_cancelled_where_it_can(void **state)
     uint64_t asked_ms = clock_now_ms();
     client_cancel(call);
     finish(call, &reply, WIRE_ERROR_CANCELLED);
-    assert_in_range(clock_now_ms() - asked_ms, 1900, 4000);
+    assert_in_range(clock_now_ms() - asked_ms, 1900, 20000); /* 2 s, and not its deadline */
     client_destroy(&client);
 }
 

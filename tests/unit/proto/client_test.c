@@ -110,7 +110,7 @@ static void test_deadline(void **state)
         memset(&reply, 0, sizeof reply);
         uint64_t start = clock_now_ms();
         finish(ask(clients[i], "silent", 400, &reply), &reply, WIRE_ERROR_DEADLINE);
-        assert_in_range(reply.end_ms - start, 390, 1000);
+        assert_in_range(reply.end_ms - start, 390, 5000);
     }
     wait_until(&fake_router_counts(silent)->cancels, 1); /* so that the work stops there too */
     for (unsigned i = 0; i < 3; i++)
@@ -165,7 +165,7 @@ static void test_cancel(void **state)
     client_cancel(call);
     finish(call, &reply, WIRE_ERROR_CANCELLED);
     assert_string_equal(reply.detail, "said so");
-    assert_true(clock_now_ms() - start < 1000);
+    assert_true(clock_now_ms() - start < 1900); /* not the 2 s for which a confirmation is waited */
     assert_int_equal(fake_router_counts(answering)->cancels, 1);
 
     memset(&reply, 0, sizeof reply); /* from its own callback */
@@ -180,7 +180,7 @@ static void test_cancel(void **state)
     start = clock_now_ms();
     client_cancel(call);
     finish(call, &reply, WIRE_ERROR_CANCELLED);
-    assert_in_range(clock_now_ms() - start, 1900, 3000);
+    assert_in_range(clock_now_ms() - start, 1900, 9000);
     client_destroy(&client);
     fake_router_stop(&answering);
     fake_router_stop(&deaf);
@@ -390,7 +390,7 @@ static void test_destroy_with_open_calls(void **state)
     client_cancel(calls[2]);
     uint64_t start = clock_now_ms();
     client_destroy(&client);
-    assert_true(clock_now_ms() - start < 1000);
+    assert_true(clock_now_ms() - start < 5000); /* not their deadlines */
     for (unsigned i = 0; i < 6; i++) {
         assert_int_equal(replies[i].ends, 1);
         assert_int_equal(replies[i].end.error, WIRE_ERROR_CANCELLED);

@@ -255,15 +255,16 @@ static void no_answer(void **state)
     config.sentinel_master = "m";
     redis_server_freeze(&fleet.sentinel);
     assert_int_equal(redis_link_create(loop, &config, &link), STATUS_OK);
-    uint64_t worst_ms = 0, last_ms = clock_now_ms();
+    unsigned stood = 0;
+    uint64_t last_ms = clock_now_ms();
     for (unsigned i = 0; i < 800; i++) {
         (void)spin(loop, 1, NULL, NULL);
         uint64_t now = clock_now_ms();
-        worst_ms = now - last_ms > worst_ms ? now - last_ms : worst_ms;
+        stood += now - last_ms >= 250;
         last_ms = now;
     }
     assert_false(redis_link_up(link));
-    assert_true(worst_ms < 250);
+    assert_true(stood < 3); /* the machine may have stood still; a question that blocks does so every 250 ms */
     redis_server_thaw(&fleet.sentinel);
     SPIN_UNTIL(loop, 5000, is_at(link, &fleet.servers[0]));
     redis_link_destroy(&link); /* and once while a question is open */

@@ -161,13 +161,13 @@ static void retry_budget(void **state)
     struct bench *bench = bench_start(2, NULL);
     ask_each(bench, 1, 60);
     unsigned seen[2] = {0, 0};
-    uint64_t end = clock_now_ms() + 3000;
+    unsigned turns = 0;
     while (router_in_flight(bench->router) > 0 || seen[0] + seen[1] < 60) {
         for (unsigned i = 0; i < 2; i++)
             while (seen[i] < bench->workers[i].request_count)
                 fake_worker_error(&bench->workers[i], &bench->workers[i].requests[seen[i]++], WIRE_ERROR_OVER_CAPACITY);
         let(bench, 1);
-        assert_true(clock_now_ms() < end);
+        assert_true(turns++ < 3000);
     }
     assert_in_range(stats_of(bench).retries, 5, 17);
     assert_int_equal(stats_of(bench).errors[WIRE_ERROR_OVER_CAPACITY], 60);

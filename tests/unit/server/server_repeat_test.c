@@ -393,7 +393,7 @@ static void finished_requests_are_kept_for_a_while(void **state)
     until((bench_stats(&bench, &stats), stats.kept == 1));
     uint64_t begin = clock_now_ms();
     until((bench_stats(&bench, &stats), stats.kept == 0));
-    assert_in_range(clock_now_ms() - begin, 100, 2000);
+    assert_in_range(clock_now_ms() - begin, 100, 15000);
     assert_false(attach(&other, 1, "acme").known);
     generate(&other, 1, 1, (struct wire_attempt){1, 0}, 4);
     bench_stats(&bench, &stats);

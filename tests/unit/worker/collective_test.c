@@ -248,7 +248,7 @@ static void test_killed_rank(void **state)
     assert_int_equal(kill(group.pids[2], SIGKILL), 0);
     assert_int_equal(ops->barrier(group.collective, SECONDS(20)), STATUS_CLOSED);
     printf("a killed rank is known after %llu ms\n", (unsigned long long)(clock_now_ms() - started_ms));
-    assert_true(clock_now_ms() - started_ms < 2000);
+    assert_true(clock_now_ms() - started_ms < 10000);    /* not by the deadline */
     assert_non_null(strstr(status_detail(), "rank 2"));
     assert_non_null(strstr(status_detail(), "has died"));
     assert_int_equal(exit_code(&group, 1), 7);
@@ -268,7 +268,7 @@ static void test_stopped_rank(void **state)
     assert_int_equal(kill(group.pids[2], SIGSTOP), 0);
     const uint64_t started_ms = clock_now_ms();
     assert_int_equal(ops->barrier(group.collective, started_ms + 300), STATUS_TIMEOUT);
-    assert_in_range(clock_now_ms() - started_ms, 300, 2000);
+    assert_in_range(clock_now_ms() - started_ms, 300, 10000);
     assert_non_null(strstr(status_detail(), "rank 2"));
     assert_int_equal(exit_code(&group, 1), 7);       /* without a deadline of their own */
     assert_int_equal(exit_code(&group, 3), 7);
