@@ -272,8 +272,11 @@ static void stopped_while_it_waits(void **state)
         }
         SPIN_UNTIL(bench.loop, 2000, finals(&answers) == 1);
         assert_int_equal(waitpid(child, NULL, 0), child);
-        if (answers.first_us - answers.sent_us <= 300000)
-            continue; /* the child was given its 50 ms after the deadline */
+        if (answers.first_us - answers.sent_us <= 300000) { /* the child was given its 50 ms after the deadline */
+            assert_int_equal(answers.timeout, 1);
+            assert_true(answers.first_us - answers.sent_us >= 200000);
+            continue;
+        }
         assert_int_equal(answers.ok, 1);
         assert_int_equal(answers.timeout, 0);
         stopped++;
@@ -359,7 +362,7 @@ static void late_replies(void **state)
     bench_stop(&bench);
 }
 
-/* Deadlines fire in their own order, whatever the order of sending, and each when it is due. */
+/* Deadlines fire in their own order, whatever the order of sending, none before it is due or held for another. */
 static void deadlines_in_order(void **state)
 {
     (void)state;
@@ -376,6 +379,7 @@ static void deadlines_in_order(void **state)
         alone += middle.timeout + slow.timeout == 0;
         SPIN_UNTIL(bench.loop, 1000, slow.timeout == 1);
         assert_true(quick.first_us <= middle.first_us && middle.first_us <= slow.first_us);
+        assert_true(middle.first_us - middle.sent_us >= 30000 && slow.first_us - slow.sent_us >= 60000);
         redis_server_thaw(&bench.server);
         SPIN_UNTIL(bench.loop, 1000, slow.late_ok + quick.late_ok + middle.late_ok == 3);
     }
@@ -546,6 +550,20 @@ static void another_address(void **state)
     bench_stop(&bench);
 }
 
+/* Runs the loop until the answer is there; the longest turn of it in us, as long as this process stood still. */
+static uint64_t longest_turn_until(struct bench *bench, const struct answers *answers)
+{
+    uint64_t longest_us = 0;
+    for (unsigned turns = 0; turns < 1000 && answers->first_us == 0; turns++) {
+        uint64_t begun_us = clock_now_us();
+        (void)spin(bench->loop, 1, NULL, NULL);
+        uint64_t took_us = clock_now_us() - begun_us;
+        longest_us = took_us > longest_us ? took_us : longest_us;
+    }
+    assert_true(answers->first_us > 0);
+    return longest_us;
+}
+
 /* A late reply is not an answer in time. The breaker opens after five, and over two seconds a request now and then pays
  * its 2 ms, not each one. */
 static void slow_server(void **state)
@@ -562,23 +580,24 @@ static void slow_server(void **state)
     SPIN_UNTIL(bench.loop, 2000, redis_link_up(bench.link));
     static struct answers answers[400];
     memset(answers, 0, sizeof answers);
-    unsigned sent = 0, over = 0, waits = 0, in_time = 0;
+    unsigned sent = 0, over = 0, waits = 0;
     for (unsigned i = 0; i < 400; i++) {
         uint64_t begun_us = clock_now_us();
         enum status st = ask(&bench, 2, &answers[i], "PING");
         waits += clock_now_us() - begun_us >= 15000;
         if (st == STATUS_OK) {
             sent++;
-            SPIN_UNTIL(bench.loop, 1000, answers[i].first_us > 0);
+            uint64_t longest_us = longest_turn_until(&bench, &answers[i]);
             over += answers[i].first_us - answers[i].sent_us > 20000;
-            in_time += answers[i].ok; /* both ends stood still meanwhile: deadline and reply came together */
+            if (!answers[i].timeout) /* deadline and reply came together: this process stood still for most of it */
+                assert_true(longest_us >= delay_ms * 500);
         }
         (void)spin(bench.loop, 5, NULL, NULL);
     }
     print_message("with %u ms of latency: %u of 400 requests were sent, %u losses\n", delay_ms, sent, bench.downs);
     assert_true(bench.downs >= 2);
     assert_in_range(sent, REDIS_LINK_MISSES_MAX, 200);
-    assert_true(over <= sent / 4 && in_time <= sent / 4); /* other processes share this machine */
+    assert_true(over <= sent / 4); /* other processes share this machine */
     assert_true(waits <= 10);      /* asking never waits */
     redis_link_destroy(&bench.link);
     for (unsigned i = 0; i < 400; i++)
